@@ -1,0 +1,54 @@
+# `make demo` and `make test` set themselves up: the first run makes .venv, later runs reuse it.
+
+PYTHON ?= python3
+TORCH  := torch==2.13.0
+TRITON := triton==3.7.1
+TOOLS  := pytest pytest-xdist hypothesis numpy matplotlib scikit-learn tqdm \
+          "ruff~=0.17.0" "mypy~=2.4" "setuptools>=64" wheel ninja
+
+PY  := .venv/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check install --quiet
+
+has_torch = $(1) -c 'import torch; \
+	raise SystemExit(tuple(map(int, torch.__version__.split(".")[:2])) < (2, 11))' >/dev/null 2>&1
+
+.PHONY: demo test lint bench gpu static clean
+
+demo: .venv/.ready
+	$(PY) examples/train_digits.py
+
+test: lint
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --ignore=tests/gpu tests
+
+lint: .venv/.ready
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+bench: .venv/.ready
+	$(PY) -m benchmarks.step --quick
+	$(PY) -m benchmarks.report
+
+# What a compiled kernel must hold to; needs Triton, no GPU.
+static: .venv/.ready
+	$(PY) -m benchmarks.static
+
+# No network, no .venv: the python3 at hand, which has torch, triton, pytest, hypothesis.
+gpu:
+	bash tests/gpu/run.sh
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A torch the machine has is used; else the pinned one is installed, and Triton beside it where it
+# has wheels. The second line asks .venv again: a python3 that is itself a virtual environment's
+# does not pass its packages on.
+.venv/.ready: setup.py pyproject.toml Makefile
+	$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear \
+		$$($(call has_torch,$(PYTHON)) && echo --system-site-packages) .venv
+	$(call has_torch,$(PY)) || $(PIP) $(TORCH)
+	$(PY) -c 'import triton' 2>/dev/null || [ "$$(uname -sm)" != "Linux x86_64" ] || $(PIP) $(TRITON)
+	$(PIP) $(TOOLS)
+	$(PIP) --no-build-isolation --no-deps -e .
+	touch $@

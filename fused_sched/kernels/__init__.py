@@ -1,0 +1,1 @@
+"""The Triton engine's kernels: one skeleton, small rules, small opcodes."""

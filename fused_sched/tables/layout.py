@@ -1,0 +1,101 @@
+"""Where each number of a launch lies: rows, columns, slots and opcodes, stated once.
+
+The Triton kernels import these integers as ``tl.constexpr``; ``csrc/layout.h`` restates them and
+a test compares the two.
+"""
+
+from __future__ import annotations
+
+# -- the param table: int64 [SLOTS, rows] addresses and int64 [INFO, rows] facts ----------------
+PARAM, GRAD, STATE0, STATE1, STATE2 = range(5)
+SLOTS = 5
+
+NUMEL, GROUP, KIND, PARAM_INDEX = range(4)
+INFO = 4
+
+BLOCK = 512
+"""Elements of one iteration: 4 warps, 4 elements (16 bytes of float32) per thread."""
+
+ITERATIONS = 4
+"""Iterations of one program."""
+
+LARGE_MODEL = 1 << 28
+LARGE_ITERATIONS = 32
+"""Iterations from LARGE_MODEL elements on, so that a launch takes few tickets."""
+
+# -- the clock: int64 [CLOCK_WORDS] --------------------------------------------------------------
+CLOCK, TICKET, OVERRUN = range(3)
+CLOCK_WORDS = 4
+
+# -- a schedule row's scalars: int64 [rows, OP_WORDS] --------------------------------------------
+(
+    OPCODE,
+    COLUMN,  # of the hyper record
+    DERIVED,  # column that holds log(value), or -1
+    NEXT,  # row that follows this one
+    INTERVAL,  # optimizer steps per advance of this row
+    TICK,  # state: optimizer steps since the last advance
+    EPOCH,  # state: torch's last_epoch
+    COUNT,  # state: torch's _step_count
+    COUNT_INCREMENT,  # what step() adds to _step_count
+    AUX_START,  # first float64 of this row in aux
+    AUX_LENGTH,
+    AUX_EPOCH,  # the epoch of a table's first entry
+    MODE,  # variant of the opcode, see lr_scheduler/
+    HAS_RESTART,  # 1: a SequentialLR milestone sets the value RESTART
+    ON_SKIP,  # 1: advances also when found_inf stops the step
+) = range(15)
+OP_WORDS = 16
+
+# -- a schedule row's numbers, one lane per group: float64 [rows, LANE_WORDS, groups] ------------
+BASE, RESTART = 0, 1
+P0, P1, P2, P3, P4, P5, P6, P7, P8, P9 = range(2, 12)
+S0, S1, S2 = range(12, 15)  # state
+LAST = 15  # state: the value after the last advance, torch's _last_lr
+LANE_WORDS = 16
+
+LANES = 128
+"""Groups that the schedule program handles at a time: one per thread."""
+
+# -- opcodes -------------------------------------------------------------------------------------
+(
+    LOAD,  # value = record[column]
+    STORE,  # record[column] = value
+    SEQUENTIAL,  # jump to the child whose turn it is
+    HOLD,
+    EXPONENTIAL,
+    STEP,
+    MULTI_STEP,
+    LINEAR,
+    POLYNOMIAL,
+    COSINE,
+    WARM_RESTARTS,
+    CYCLIC,
+    ONE_CYCLE,
+    TABLE_VALUE,
+    TABLE_FACTOR,
+    SWA,
+    PLATEAU,
+) = range(17)
+
+# MODE of CYCLIC
+TRIANGULAR, TRIANGULAR2, EXP_RANGE = range(3)
+# MODE of ONE_CYCLE and SWA
+ANNEAL_COS, ANNEAL_LINEAR = range(2)
+# MODE of PLATEAU
+MIN_REL, MIN_ABS, MAX_REL, MAX_ABS = range(4)
+
+# -- the hyper record: float64 [2, columns, groups], per optimizer -------------------------------
+SGD_COLUMNS = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")
+ADAM_COLUMNS = (
+    "lr",
+    "beta1",
+    "beta2",
+    "eps",
+    "weight_decay",
+    "decoupled_weight_decay",
+    "maximize",
+    "amsgrad",
+    "log_beta1",
+    "log_beta2",
+)

@@ -1,0 +1,71 @@
+"""What a user gets who installs the package: its version, its names, its files, no hard Triton."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fused_sched
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Triton is absent, and stays absent for everything imported later.
+TRAIN_WITHOUT_TRITON = """
+import sys
+sys.modules["triton"] = None
+
+import torch
+import fused_sched
+
+ours, theirs = (torch.nn.Parameter(torch.linspace(-1, 1, 7)) for _ in range(2))
+for param, optim in ((ours, fused_sched.optim), (theirs, torch.optim)):
+    param.grad = torch.linspace(2, -2, 7)
+    optim.AdamW([param], lr=0.1, weight_decay=0.1).step()
+assert not torch.equal(ours, torch.linspace(-1, 1, 7))
+torch.testing.assert_close(ours, theirs)
+"""
+
+
+def run_python(*args: str, **env: str) -> str:
+    """Standard output of a fresh interpreter in the repository's root."""
+    done = subprocess.run(
+        [sys.executable, *args], cwd=ROOT, env=os.environ | env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tree that a wheel would hold."""
+    target = tmp_path_factory.mktemp("built")
+    run_python("setup.py", "--quiet", "build_py", "--build-lib", str(target))
+    return target
+
+
+def test_version_has_one_source():
+    source = (ROOT / "fused_sched" / "__init__.py").read_text(encoding="utf-8")
+    assert re.findall(r'^__version__ = "(.+)"$', source, re.MULTILINE) == [fused_sched.__version__]
+    assert run_python("setup.py", "--version").split()[-1] == fused_sched.__version__
+
+
+def test_changelog_names_the_version():
+    assert f"## [{fused_sched.__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_public_names_resolve():
+    assert len(set(fused_sched.__all__)) == len(fused_sched.__all__) > 0
+    assert [name for name in fused_sched.__all__ if not hasattr(fused_sched, name)] == []
+
+
+def test_build_ships_every_module_and_the_type_marker(built):
+    modules = {path.relative_to(ROOT) for path in (ROOT / "fused_sched").rglob("*.py")}
+    shipped = {path.relative_to(built) for path in built.rglob("*") if path.is_file()}
+    assert shipped == modules | {Path("fused_sched/py.typed")}
+
+
+def test_trains_where_triton_is_not_importable():
+    run_python("-W", "error", "-c", TRAIN_WITHOUT_TRITON, TRITON_INTERPRET="0")
