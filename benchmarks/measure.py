@@ -10,12 +10,12 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 
 import fused_sched
 
@@ -24,10 +24,15 @@ COPY_BYTES = 256 * 2**20  # beyond the last-level cache of any machine we know
 
 @dataclass(frozen=True)
 class Runner:
-    """One thing to time. `context` is entered around each batch of calls, outside the clock."""
+    """One thing to time.
+
+    `context` is entered around each batch of calls, outside the clock. `alive` is what `step` needs
+    but does not hold: an optimizer refers to its schedulers weakly.
+    """
 
     step: Callable[[], object]
     context: Callable[[], AbstractContextManager[object]] = nullcontext
+    alive: object = None
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,11 @@ def copy_runner(device: torch.device) -> Runner:
 
 
 def copy_rate(seconds: float) -> float:
-    """GB/s of one `copy_runner` call: every byte is read once and written once."""
+    """GB/s of one `copy_runner` call: every byte is read once and written once.
+
+    A CPU also reads the cache lines that the copy overwrites, uncounted. An update in place reads
+    them anyway, so that on a CPU its rate can come out higher, up to 1.5 times.
+    """
     return 2 * COPY_BYTES / seconds / 1e9
 
 
@@ -143,17 +152,19 @@ def count_launches(runner: Runner, device: torch.device) -> int | None:
         with torch.profiler.profile(activities=activities) as profile:
             runner.step()
             torch.cuda.synchronize(device)
-    on_device = torch.autograd.DeviceType.CUDA
     # An annotation such as "Optimizer.step#AdamW.step" has a shadow on the device's timeline.
     return sum(
-        event.device_type == on_device and not event.is_user_annotation
+        event.device_type == DeviceType.CUDA and not event.is_user_annotation
         for event in profile.events() or ()
     )
 
 
 @dataclass(frozen=True)
 class Record:
-    """Where and with what a result was measured."""
+    """Where and with what a result was measured.
+
+    `load_average` is the machine's over the minute before: near zero, or others took part.
+    """
 
     device: str
     threads: int
@@ -162,25 +173,23 @@ class Record:
     triton: str | None
     fused_sched: str
     commit: str | None
+    load_average: float
     date: str
 
-    @classmethod
-    def here(cls, device: torch.device) -> "Record":
-        """This machine, now."""
-        return cls(
-            device=device_name(device),
-            threads=torch.get_num_threads(),
-            python=platform.python_version(),
-            torch=torch.__version__,
-            triton=installed_version("triton"),
-            fused_sched=fused_sched.__version__,
-            commit=commit(),
-            date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        )
 
-    def to_json(self) -> dict[str, Any]:
-        """A plain dict."""
-        return asdict(self)
+def record_here(device: torch.device) -> Record:
+    """This machine, now."""
+    return Record(
+        device=device_name(device),
+        threads=torch.get_num_threads(),
+        python=platform.python_version(),
+        torch=torch.__version__,
+        triton=installed_version("triton"),
+        fused_sched=fused_sched.__version__,
+        commit=commit(),
+        load_average=round(os.getloadavg()[0], 2),
+        date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+    )
 
 
 def device_name(device: torch.device) -> str:
@@ -196,6 +205,16 @@ def cpu_model() -> str:
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can still be allocated, or None where nobody tells."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    meminfo = Path("/proc/meminfo")
+    lines = meminfo.read_text().splitlines() if meminfo.exists() else []
+    kibibytes = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    return kibibytes[0] * 1024 if kibibytes else None
 
 
 def installed_version(package: str) -> str | None:

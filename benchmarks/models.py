@@ -5,6 +5,7 @@ tests/test_benchmarks.py.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 
 Shape = tuple[int, ...]
@@ -67,8 +68,7 @@ def conv_norm(inputs: int, outputs: int, size: int) -> tuple[Shape, ...]:
 
 def mlp_shapes(widths: tuple[int, ...]) -> tuple[Shape, ...]:
     """Dense layers between neighbouring widths."""
-    pairs = zip(widths[:-1], widths[1:], strict=True)
-    return tuple(shape for pair in pairs for shape in linear(*pair))
+    return tuple(shape for pair in pairwise(widths) for shape in linear(*pair))
 
 
 def resnet50_shapes() -> tuple[Shape, ...]:

@@ -1,0 +1,127 @@
+"""The device block: clock, hyper record and schedule programs in one allocation.
+
+One address for life: whatever a captured graph reads here survives loads, edits and new values.
+The second part (record and programs) travels in one copy; the first (clock, offsets) belongs to
+the device and is written by the host only when tensors enter the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import layout
+
+_ALIGN = 2  # int64 words: every field starts at a multiple of 16 bytes
+
+
+def send(target: Tensor, source: Tensor) -> None:
+    """Copy a CPU tensor into ``target``, on its device's current stream, without waiting."""
+    if target.device.type == "cuda":
+        # A fresh page-locked tensor each time: the host runs ahead of the device, and the caching
+        # host allocator keeps this one until the copy has been made.
+        staged = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
+        staged.copy_(source)
+        target.copy_(staged, non_blocking=True)
+    else:
+        target.copy_(source)
+
+
+class Program:
+    """The device form of one or more schedulers: ops, lanes and aux of one launch."""
+
+    def __init__(self, ops: Tensor, lanes: Tensor, aux: Tensor) -> None:
+        self.ops = ops  # int64 [rows, OP_WORDS], a view of the block
+        self.lanes = lanes  # float64 [rows, LANE_WORDS, groups], a view of the block
+        self.aux = aux  # float64, an allocation of its own
+        self.rows = ops.shape[0]
+
+
+class Block:
+    """The device's copy of everything that changes while it trains.
+
+    Args:
+        device: where it lies.
+        columns, groups: shape of the hyper record, float64 ``[2, columns, groups]``.
+        params: number of params of the optimizer, each with an int64 offset.
+        program_rows: rows of each schedule program.
+        aux_sizes: float64 of each program's tables.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        columns: int,
+        groups: int,
+        params: int,
+        program_rows: Sequence[int],
+        aux_sizes: Sequence[int],
+    ) -> None:
+        self.device = device
+        fields = [layout.CLOCK_WORDS, params, 2 * columns * groups]
+        for rows in program_rows:
+            fields += [rows * layout.OP_WORDS, rows * layout.LANE_WORDS * groups]
+        padded = [-(-max(size, 1) // _ALIGN) * _ALIGN for size in fields]
+        self.memory = torch.zeros(sum(padded), dtype=torch.int64, device=device)
+        parts = iter(self.memory.split(padded))
+
+        def field(size: int) -> Tensor:
+            return next(parts)[:size]
+
+        self.clock = field(layout.CLOCK_WORDS)
+        self.offsets = field(params)
+        self._values_start = padded[0] + padded[1]
+        self._padded = padded[2:]
+        record = field(2 * columns * groups).view(torch.float64)
+        self.record = record.view(2, columns, groups)
+        self.programs = [
+            Program(
+                field(rows * layout.OP_WORDS).view(rows, layout.OP_WORDS),
+                field(rows * layout.LANE_WORDS * groups)
+                .view(torch.float64)
+                .view(rows, layout.LANE_WORDS, groups),
+                torch.zeros(max(size, 1), dtype=torch.float64, device=device),
+            )
+            for rows, size in zip(program_rows, aux_sizes, strict=True)
+        ]
+
+    def send_values(self, record: Tensor, programs: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Write both halves of the record and every program's rows, in one copy.
+
+        Args:
+            record: float64 ``[columns, groups]``.
+            programs: (ops, lanes) of each program, in the block's order.
+        """
+        fields = [torch.stack((record, record)).view(torch.int64)]
+        for ops, lanes in programs:
+            fields += [ops, lanes.view(torch.int64)]
+        host = torch.zeros(sum(self._padded), dtype=torch.int64)
+        for part, value in zip(host.split(self._padded), fields, strict=True):
+            part[: value.numel()].copy_(value.reshape(-1))
+        send(self.memory[self._values_start :], host)
+
+    def write(self, column: int, group: int, value: float) -> None:
+        """One hyperparameter into both halves, its value riding in the launch's arguments."""
+        self.record[:, column, group].fill_(value)
+
+    def fetch(self) -> Block:
+        """A copy of the block on the host: waits for the device."""
+        return self.on_host(self.memory.cpu())
+
+    def on_host(self, memory: Tensor) -> Block:
+        """This block's fields over a CPU copy of its memory."""
+        host = object.__new__(Block)
+        shift = memory.as_strided
+
+        def over(view: Tensor) -> Tensor:
+            words = shift(view.size(), view.stride(), view.storage_offset())
+            return words.view(torch.float64) if view.dtype == torch.float64 else words
+
+        host.device = memory.device
+        host.memory = memory
+        host.clock, host.offsets = over(self.clock), over(self.offsets)
+        host.record = over(self.record)
+        host.programs = [Program(over(p.ops), over(p.lanes), p.aux) for p in self.programs]
+        return host
