@@ -397,6 +397,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("demo.png"), help="the figure")
     options = parser.parse_args(arguments)
 
+    torch.set_num_threads(1)  # the net is too small to share out; threads would only wait
     # cuBLAS is deterministic only with a fixed workspace; it reads this when CUDA starts.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)

@@ -28,7 +28,8 @@ class Row:
         source: the scheduler whose position this row carries, if any.
         span: rows to the one that follows (a child jumps over its later siblings).
         child: it advances when its SequentialLR says so, not by itself.
-        ends: epochs that the row's table covers from now on, None without a table.
+        ends: advances until a table or a OneCycleLR is at its end, None if it never is.
+        recursive: its table was computed from the lr of now, so an edit of lr makes it stale.
     """
 
     opcode: int
@@ -41,6 +42,7 @@ class Row:
     span: int = 1
     child: bool = False
     ends: int | None = None
+    recursive: bool = False
 
 
 Segments = dict[str, list[Row]]
@@ -56,7 +58,8 @@ class Assembled:
     aux: Tensor
     sources: list[tuple[int, weakref.ref[Any]]]
     columns: list[str]
-    ends: int | None
+    ends: int | None  # optimizer steps until a row is at its end
+    recursive: bool
 
 
 def _lane_values(row: Row, groups: int) -> Tensor:
@@ -122,12 +125,14 @@ def assemble(entries: Iterable[Entry], columns: Sequence[str], groups: int) -> A
                 lanes.append(_lane_values(row, groups))
                 aux.extend(row.aux)
         bracket(layout.STORE, name)
-    rows = [row for entry in entries for part in entry.segments.values() for row in part]
+    rows = [(e, row) for e in entries for part in e.segments.values() for row in part]
+    ends = (e.interval * row.ends - e.tick for e, row in rows if row.ends is not None)
     return Assembled(
         torch.tensor(ops, dtype=torch.int64).view(-1, layout.OP_WORDS),
         torch.stack(lanes) if lanes else torch.zeros(0, layout.LANE_WORDS, groups).double(),
         torch.tensor(aux, dtype=torch.float64),
         sources,
         targets,
-        min((row.ends for row in rows if row.ends is not None), default=None),
+        min(ends, default=None),
+        any(row.recursive for _, row in rows),
     )

@@ -1,0 +1,75 @@
+"""Which engine serves a device."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager
+from types import ModuleType
+
+import torch
+
+from . import eager_engine, triton_engine
+
+ENGINES: dict[str, ModuleType] = {"triton": triton_engine, "eager": eager_engine}
+"""By name, in the order in which ``auto`` prefers them on CUDA."""
+
+_VARIABLE = "FUSED_SCHED_ENGINE"
+_forced: list[str] = []
+
+
+def available(device: torch.device | str) -> dict[str, str | None]:
+    """Why an engine cannot serve a device; None where it can.
+
+    Args:
+        device: as ``torch.device`` takes it.
+    """
+    where = torch.device(device)
+    return {name: engine.unavailable(where) for name, engine in ENGINES.items()}
+
+
+def choose(device: torch.device) -> ModuleType:
+    """The engine for a device: the one forced, else Triton on CUDA, else eager.
+
+    Raises:
+        ValueError: an unknown name is forced.
+        RuntimeError: the forced engine cannot serve the device; says why.
+    """
+    name = _forced[-1] if _forced else os.environ.get(_VARIABLE, "auto")
+    if name == "auto":
+        serves = device.type == "cuda" and triton_engine.unavailable(device) is None
+        return triton_engine if serves else eager_engine
+    _check_name(name)
+    engine = ENGINES[name]
+    reason = engine.unavailable(device)
+    if reason is not None:
+        raise RuntimeError(f"Engine {name!r} is not available on {device}: {reason}")
+    return engine
+
+
+def _check_name(name: str) -> None:
+    if name != "auto" and name not in ENGINES:
+        known = ", ".join(repr(known) for known in ("auto", *ENGINES))
+        raise ValueError(f"Unknown engine {name!r}; expected one of {known}")
+
+
+class _Restore(AbstractContextManager["_Restore"]):
+    """Takes a forced engine back when its ``with`` block ends."""
+
+    def __exit__(self, *_: object) -> None:
+        _forced.pop()
+
+
+def use_engine(name: str) -> AbstractContextManager[object]:
+    """Force an engine from here on; as a context manager, until the block ends.
+
+    Args:
+        name: ``"auto"``, ``"triton"`` or ``"eager"``. The variable ``FUSED_SCHED_ENGINE`` does the
+            same for a whole process.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    _check_name(name)
+    _forced.append(name)
+    return _Restore()
+

@@ -1,0 +1,211 @@
+"""The Triton engine: CUDA tensors, and CPU tensors under the interpreter."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import shutil
+import sysconfig
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from fused_sched.tables.block import Block, Program
+    from fused_sched.tables.params import Kind, ParamTable
+
+NAME = "triton"
+
+
+@functools.cache
+def _interpreting() -> bool:
+    from triton import knobs
+
+    return bool(knobs.runtime.interpret)
+
+
+@functools.cache
+def _missing() -> str | None:
+    """What the machine lacks for Triton, whatever the device."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed; pip install triton"
+    if _interpreting():
+        return None
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    if not compiler:
+        return "triton needs a C compiler at its first use and found none (gcc, clang or CC)"
+    header = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    if not header.exists():
+        return f"triton needs the Python headers at its first use; {header.name} is not installed"
+    return None
+
+
+def unavailable(device: torch.device) -> str | None:
+    """Why this engine cannot serve a device, or None."""
+    missing = _missing()
+    if missing is not None:
+        return missing
+    if device.type == "cpu" and not _interpreting():
+        return "it runs CPU tensors only in Triton's interpreter; set TRITON_INTERPRET=1 for that"
+    if device.type not in ("cpu", "cuda"):
+        return f"it serves CUDA tensors, not {device.type}"
+    if device.type == "cuda" and _interpreting():
+        return "TRITON_INTERPRET is set; unset it to use the GPU"
+    return None
+
+
+def _on(device: torch.device) -> AbstractContextManager[object]:
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+@functools.cache
+def _kinds(kinds: tuple[Kind, ...]) -> tuple[tuple[Any, ...], ...]:
+    """The kinds as Triton's types."""
+    import triton.language as tl
+
+    types = {
+        torch.float32: tl.float32,
+        torch.float64: tl.float64,
+        torch.bfloat16: tl.bfloat16,
+        torch.float16: tl.float16,
+    }
+    return tuple(tuple(types[dtype] for dtype in kind) for kind in kinds)
+
+
+_compiled: dict[Any, Any] = {}
+
+
+def _launch(kernel: Any, key: Any, grid: int, args: Sequence[Any], options: dict[str, Any]) -> None:
+    """Start a kernel, through its compiled handle once there is one.
+
+    ``JITFunction.run`` binds and hashes every argument at each call; the handle takes a quarter of
+    the time. Every pointer of a launch is 16-byte aligned, so one handle serves all calls.
+    """
+    if _interpreting():
+        kernel[(grid,)](*args)
+        return
+    _handle(kernel, key, args, options)[(grid, 1, 1)](*args)
+
+
+def _handle(kernel: Any, key: Any, args: Sequence[Any], options: dict[str, Any]) -> Any:
+    handle = _compiled.get(key)
+    if handle is None:
+        handle = kernel.warmup(*args, grid=(1, 1, 1), **options)
+        handle._init_handles()
+        _compiled[key] = handle
+    return handle
+
+
+def _update_args(
+    block: Block,
+    table: ParamTable,
+    program: Program | None,
+    rule: str,
+    scale: Tensor | None,
+    found_inf: Tensor | None,
+) -> list[Any]:
+    columns, groups = block.record.shape[1:]
+    unused = block.record
+    return [
+        table.addresses,
+        table.info,
+        table.chunks,
+        block.offsets,
+        block.record,
+        block.clock,
+        block.clock if program is None else program.ops,
+        unused if program is None else program.lanes,
+        unused if program is None else program.aux,
+        unused.view(torch.float32) if scale is None else scale,
+        unused.view(torch.float32) if found_inf is None else found_inf,
+        0 if program is None else program.rows,
+        table.addresses.shape[1],
+        columns,
+        groups,
+        rule,
+        _kinds(table.kinds),
+        table.state_slots,
+        found_inf is not None,
+        scale is not None,
+        table.iterations,
+    ]
+
+
+def update(
+    block: Block,
+    table: ParamTable,
+    program: Program | None,
+    rule: str,
+    scale: Tensor | None,
+    found_inf: Tensor | None,
+) -> None:
+    """One optimizer step, and one schedule step of ``program``, in one launch."""
+    from fused_sched.kernels.update import LAUNCH_OPTIONS, update_kernel
+
+    args = _update_args(block, table, program, rule, scale, found_inf)
+    key = (block.device, *args[15:])
+    with _on(block.device):
+        _launch(update_kernel, key, table.programs, args, LAUNCH_OPTIONS)
+
+
+def load(block: Block, table: ParamTable, program: Program | None, rule: str) -> None:
+    """Compile and load every variant that ``update`` can need; under capture it would fail."""
+    if _interpreting():
+        return
+    from fused_sched.kernels.schedule import schedule_kernel
+    from fused_sched.kernels.update import LAUNCH_OPTIONS, update_kernel
+
+    one = torch.ones(1, device=block.device)
+    with _on(block.device):
+        for scale, found_inf in ((None, None), (None, one), (one, one)):
+            args = _update_args(block, table, program, rule, scale, found_inf)
+            _handle(update_kernel, (block.device, *args[15:]), args, LAUNCH_OPTIONS)
+        if program is not None:
+            args = _advance_args(block, program, 1, None, None)
+            _handle(schedule_kernel, ("schedule", block.device), args, {})
+
+
+def _advance_args(
+    block: Block, program: Program, steps: int, metric: Tensor | None, trace: Tensor | None
+) -> list[Any]:
+    columns, groups = block.record.shape[1:]
+    return [
+        program.ops,
+        program.lanes,
+        program.aux,
+        block.record,
+        block.clock,
+        block.record if metric is None else metric,
+        block.record if trace is None else trace,
+        program.rows,
+        columns,
+        steps,
+        int(trace is not None),
+        groups,
+    ]
+
+
+def advance(
+    block: Block,
+    program: Program,
+    steps: int = 1,
+    metric: Tensor | None = None,
+    trace: Tensor | None = None,
+) -> None:
+    """Advance a program alone: explicit mode.
+
+    Args:
+        steps: how many times.
+        metric: float64 ``[1]``, for ReduceLROnPlateau.
+        trace: float64 ``[steps, columns, groups]``, filled with the record after each advance.
+    """
+    from fused_sched.kernels.schedule import schedule_kernel
+
+    args = _advance_args(block, program, steps, metric, trace)
+    with _on(block.device):
+        _launch(schedule_kernel, ("schedule", block.device), 1, args, {})

@@ -1,0 +1,6 @@
+"""The optimizers: torch.optim's names, one launch per step."""
+
+from .adam import Adam, AdamW
+from .sgd import SGD
+
+__all__ = ["SGD", "Adam", "AdamW"]

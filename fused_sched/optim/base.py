@@ -1,0 +1,144 @@
+"""What every optimizer of this package adds to its torch class."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .ledger import Ledger
+from .plan import capturing
+
+Closure = Callable[[], Any]
+
+
+class FusedOptimizer(torch.optim.Optimizer):
+    """Base of the optimizers: one launch per step and device, hyperparameters on the device.
+
+    A subclass names its update rule and its columns of the hyper record; the arithmetic lies in
+    ``kernels/rules.py`` and, for the eager engine, in torch.
+    """
+
+    _RULE: ClassVar[str]
+    _COLUMNS: ClassVar[tuple[str, ...]]
+    _KEYS: ClassVar[Mapping[str, tuple[str, ...]]]
+    """Columns that each key of a param group fills."""
+    _STATES: ClassVar[tuple[str, ...]]
+    _HAS_STEP: ClassVar[bool]
+    _LEDGER = "_fused_sched_ledger"
+
+    @staticmethod
+    def _encode(group: Mapping[str, Any]) -> list[float]:
+        """A group's values in the order of the columns."""
+        raise NotImplementedError
+
+    @staticmethod
+    def _decode(group: dict[str, Any], column: str, value: float) -> None:
+        """Put a column's value into a group, if it is another than the group's."""
+        if not isinstance(group[column], Tensor) and group[column] != value:
+            group[column] = value
+
+    @classmethod
+    def _state_names(cls, group: Mapping[str, Any]) -> tuple[str, ...]:
+        """The state tensors that a param of this group has."""
+        raise NotImplementedError
+
+    # -- construction, copies, checkpoints -------------------------------------------------------
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.__dict__[self._LEDGER] = Ledger(self)
+        super().__init__(*args, **kwargs)
+        if self.defaults["differentiable"]:
+            raise ValueError(
+                f"fused_sched.optim.{type(self).__name__} cannot be differentiated through; use "
+                f"torch.optim.{type(self).__name__} for differentiable=True"
+            )
+        self._ledger.stepper.adopt()
+
+    @property
+    def _ledger(self) -> Ledger:
+        # Through getattr: wrappers (Lightning, Accelerate) forward what they do not have.
+        return getattr(self, self._LEDGER)
+
+    @property
+    def state(self) -> Any:
+        """torch's ``state``, with the step counts of now."""
+        return self._ledger.show_state()
+
+    @state.setter
+    def state(self, value: Any) -> None:
+        keeper = self._ledger.keeper
+        keeper.state = value if isinstance(value, defaultdict) else defaultdict(dict, value)
+        keeper.shown = True
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if self._LEDGER not in self.__dict__:
+            self.__dict__[self._LEDGER] = Ledger(self)
+        state = dict(state)
+        if "state" in state:
+            self.state = state.pop("state")
+        super().__setstate__(state)
+        self._ledger.stepper.adopt()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's; raises while a captured graph uses the tables."""
+        ledger = self._ledger
+        ledger.refuse_if_captured("add_param_group()")
+        super().add_param_group(param_group)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, but in place: device addresses stay, so captured graphs stay valid.
+
+        A moment keeps its own dtype (torch casts it to the param's).
+
+        Raises:
+            ValueError: the groups differ from the optimizer's, or a state tensor has another shape
+                than its param; then nothing was loaded.
+        """
+        ledger = self._ledger
+        if capturing():
+            raise RuntimeError("load_state_dict() cannot run while a CUDA graph is being captured")
+        ledger.refresh()
+        seen: list[dict[str, Any]] = []
+        handle = self.register_load_state_dict_pre_hook(lambda _, given: seen.append(given))
+        try:
+            with ledger.loading(seen):
+                super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+
+    # -- the step --------------------------------------------------------------------------------
+
+    @torch.compiler.disable
+    @torch.no_grad()
+    def step(self, closure: Closure | None = None) -> Any:
+        """Update every param that has a gradient, and advance the fused schedules.
+
+        Args:
+            closure: reevaluates the model and returns the loss, as for torch.
+
+        Returns:
+            The closure's value, or None.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._ledger.stepper.step()
+        return loss
+
+    def prepare(self) -> None:
+        """Allocate all state and tables and load every kernel, without a step.
+
+        After it the first ``step()`` may be captured. Schedulers without a device form (any
+        callable, any class of your own) are tabulated here.
+        """
+        self._ledger.stepper.prepare()
+
+    def release_capture(self) -> None:
+        """Declare every graph that captured this optimizer gone; its tables may change again."""
+        self._ledger.stepper.release()
+

@@ -1,0 +1,89 @@
+"""Param groups that read like dicts and write through to the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .ledger import Ledger
+
+_MISSING = object()
+
+
+class Group(dict[str, Any]):
+    """A param group: a dict whose reads are current and whose writes reach the device.
+
+    Reading a value first catches up with what the device did alone; writing one sends it at once,
+    also between replays of a captured graph. Copies, pickles and checkpoints hold plain dicts.
+    """
+
+    __slots__ = ("ledger",)
+
+    def __init__(self, values: dict[str, Any], ledger: Ledger) -> None:
+        super().__init__(values)
+        self.ledger = ledger
+
+    def __getitem__(self, key: str) -> Any:
+        if key != "params":
+            self.ledger.refresh()
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.ledger.refresh()
+        return super().get(key, default)
+
+    def __iter__(self) -> Iterator[str]:
+        # dict(group), {**group} and group | other take the slow path, through keys and getitem.
+        return super().__iter__()
+
+    def items(self) -> Any:
+        self.ledger.refresh()
+        return super().items()
+
+    def values(self) -> Any:
+        self.ledger.refresh()
+        return super().values()
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self.ledger.before_write(key)
+        super().__setitem__(key, value)
+        self.ledger.after_write(self, key)
+
+    def __delitem__(self, key: str) -> None:
+        self.ledger.before_write(key)
+        super().__delitem__(key)
+
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        if key not in self:
+            self[key] = default
+        return self[key]
+
+    def pop(self, key: str, default: Any = _MISSING) -> Any:
+        if key in self:
+            value = self[key]
+            del self[key]
+            return value
+        if default is _MISSING:
+            raise KeyError(key)
+        return default
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        for key, value in dict(*args, **kwargs).items():
+            self[key] = value
+
+    def __ior__(self, other: Any) -> Group:  # type: ignore[override, misc]
+        self.update(other)
+        return self
+
+    def copy(self) -> dict[str, Any]:
+        """A plain dict with the values of now."""
+        self.ledger.refresh()
+        return dict(super().items())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (self.copy(),)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> dict[str, Any]:
+        return deepcopy(self.copy(), memo)

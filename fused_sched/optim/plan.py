@@ -1,0 +1,148 @@
+"""What one device needs for a step: the block, the param table, and the launch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fused_sched.tables.block import Block, send
+from fused_sched.tables.params import Member, ParamTable
+from fused_sched.tables.program import Assembled
+
+_NEEDS_PREPARE = "call optimizer.prepare() before the capture"
+
+
+def capturing(device: torch.device | None = None) -> bool:
+    """Whether the current CUDA stream is being captured."""
+    if device is not None and device.type != "cuda":
+        return False
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+class Plan:
+    """One device's tables, and the host's account of its clock.
+
+    Attributes:
+        clock: launches that moved the params, as far as the host knows.
+        offsets: per param, the launches that it missed; its step is ``clock - offset``.
+    """
+
+    def __init__(
+        self, device: torch.device, engine: ModuleType, rule: str, name: str, params: int
+    ) -> None:
+        self.device = device
+        self.engine = engine
+        self.rule = rule
+        self.name = name
+        self.clock = 0
+        self.offsets = [0] * params
+        self.block: Block | None = None
+        self.table = ParamTable([], device, name)
+        self.captured_tables: list[ParamTable] = []
+        self.loaded: set[Any] = set()
+        self._last_stream: Any = None
+
+    def members(self) -> dict[int, Member]:
+        return {member.index: member for member in self.table.members}
+
+    def build_table(self, members: Sequence[Member]) -> None:
+        self.table = ParamTable(members, self.device, self.name)
+
+    def build_block(self, columns: int, groups: int, programs: Sequence[Assembled]) -> None:
+        """Allocate the block for programs of these sizes; its clock and offsets go along."""
+        rows = [program.ops.shape[0] for program in programs]
+        aux = [program.aux.numel() for program in programs]
+        self.block = Block(self.device, columns, groups, len(self.offsets), rows, aux)
+        self.send_clock()
+
+    def fits(self, groups: int, programs: Sequence[Assembled]) -> bool:
+        """Whether the block has the place that these programs need."""
+        if self.block is None or self.block.record.shape[2] != groups:
+            return False
+        here = self.block.programs
+        return len(here) == len(programs) and all(
+            mine.rows == program.ops.shape[0] and mine.aux.numel() >= program.aux.numel()
+            for mine, program in zip(here, programs, strict=True)
+        )
+
+    def send_clock(self) -> None:
+        assert self.block is not None
+        self.join_stream()
+        send(self.block.clock[:1], torch.tensor([self.clock]))
+        if self.offsets:
+            send(self.block.offsets, torch.tensor(self.offsets, dtype=torch.int64))
+
+    def send_values(self, record: Tensor, programs: Sequence[Assembled]) -> None:
+        assert self.block is not None
+        self.join_stream()
+        self.block.send_values(record, [(p.ops, p.lanes) for p in programs])
+        for mine, program in zip(self.block.programs, programs, strict=True):
+            if program.aux.numel():
+                send(mine.aux[: program.aux.numel()], program.aux)
+
+    def join_stream(self) -> None:
+        """Order this stream's work behind the last launch's."""
+        if self.device.type != "cuda" or capturing(self.device):
+            return
+        stream = torch.cuda.current_stream(self.device)
+        if self._last_stream is not None and stream != self._last_stream:
+            stream.wait_stream(self._last_stream)
+        self._last_stream = stream
+
+    def load(self) -> None:
+        """Load the kernels that the present table needs."""
+        assert self.block is not None
+        key = (self.table.kinds, self.table.state_slots, self.table.iterations)
+        if key not in self.loaded:
+            if capturing(self.device):
+                raise RuntimeError(
+                    f"{self.name}.step() cannot be captured: its kernel for these dtypes is not "
+                    f"loaded; {_NEEDS_PREPARE}"
+                )
+            self.engine.load(self.block, self.table, self.block.programs[0], self.rule)
+            self.loaded.add(key)
+
+    def launch(
+        self, grads: Sequence[int], scale: Tensor | None, found_inf: Tensor | None
+    ) -> ParamTable:
+        """One step of every member; returns the table whose addresses it used."""
+        assert self.block is not None
+        table = self.table
+        if capturing(self.device):
+            # The graph owns its addresses: eager steps and other captures have theirs.
+            table = table.capture_copy()
+            self.captured_tables.append(table)
+        self.join_stream()
+        staged = table.staged
+        for member in staged:
+            member.stage_in()
+        table.send_addresses(grads)
+        self.engine.update(
+            self.block, table, self.block.programs[0], self.rule, scale, found_inf
+        )
+        for member in staged:
+            member.stage_out(unscaled=scale is not None)
+        return table
+
+    def count_step(self, grads: Sequence[int]) -> None:
+        """The host's account of a launch that moved."""
+        self.clock += 1
+        if 0 in grads:
+            for member, address in zip(self.table.members, grads, strict=True):
+                self.offsets[member.index] += address == 0
+
+    def step_of(self, member: Member) -> int:
+        return self.clock - self.offsets[member.index]
+
+    def need_table(self, missing: Sequence[int]) -> None:
+        """Refuse what would have to be allocated while a stream captures."""
+        if capturing(self.device):
+            what = f"param {missing[0]} has no state yet" if missing else "nothing is allocated yet"
+            raise RuntimeError(
+                f"{self.name}.step() cannot be captured: {what}, and memory that is set up inside "
+                f"a capture would be set up again at every replay; {_NEEDS_PREPARE}"
+            )

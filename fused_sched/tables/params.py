@@ -1,0 +1,239 @@
+"""The param table: addresses and facts of every tensor that a launch updates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from . import layout
+from .block import send
+from .local import is_dense, local, real, same_layout
+
+Kind = tuple[torch.dtype, torch.dtype, torch.dtype]
+"""Storage types of (param, grad, state)."""
+
+
+@dataclass
+class Member:
+    """One param of the launch.
+
+    Attributes:
+        param: the user's tensor.
+        index: its number among the optimizer's params.
+        group: its param group's number.
+        states: its state tensors by slot, None where the group keeps none.
+    """
+
+    param: Tensor
+    index: int
+    group: int
+    states: list[Tensor | None]
+    view: Tensor = field(init=False)
+    grad_dtype: torch.dtype = field(init=False)
+    staged_param: Tensor | None = field(init=False, default=None)
+    staged_grad: Tensor | None = field(init=False, default=None)
+    _source: Tensor | None = field(init=False, default=None)
+    _plain: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.view = real(local(self.param.detach()))
+        if not is_dense(self.view):
+            # A param with gaps is updated in a dense copy, which goes in and out around the launch.
+            self.staged_param = torch.empty_like(self.view)
+        declared = getattr(self.param, "grad_dtype", None) or self.param.dtype
+        self.grad_dtype = declared.to_real() if declared.is_complex else declared
+        self._plain = type(self.param) in (Tensor, torch.nn.Parameter) and not declared.is_complex
+        self._strides = self.dense.stride()
+
+    @property
+    def dense(self) -> Tensor:
+        """The param as the kernel addresses it."""
+        return self.view if self.staged_param is None else self.staged_param
+
+    @property
+    def kind(self) -> Kind:
+        states = [state for state in self.states if state is not None]
+        state_dtype = real(local(states[0])).dtype if states else self.view.dtype
+        return self.view.dtype, self.grad_dtype, state_dtype
+
+    @property
+    def moved(self) -> bool:
+        """Whether the param's memory is no longer the one in the table (``.data``, ``.to()``)."""
+        now = local(self.param)
+        return (
+            now.data_ptr() != self.view.data_ptr()
+            or now.shape != (self.view.shape[:-1] if now.is_complex() else self.view.shape)
+            or (not now.is_complex() and now.dtype != self.view.dtype)
+        )
+
+    def grad_address(self, name: str) -> int:
+        """Address of the gradient in the param's own element order, 0 without one.
+
+        Raises:
+            RuntimeError: the gradient is sparse.
+        """
+        grad = self.param.grad
+        if grad is None:
+            return 0
+        if (
+            self._plain
+            and grad.layout is torch.strided
+            and grad.dtype is self.grad_dtype
+            and grad.stride() == self._strides
+        ):
+            self.staged_grad = None
+            return grad.data_ptr()
+        return self._odd_grad_address(grad, name)
+
+    def _odd_grad_address(self, grad: Tensor, name: str) -> int:
+        if grad.layout != torch.strided:
+            raise RuntimeError(
+                f"{name} does not support sparse gradients; param {self.index} (group "
+                f"{self.group}) has one. Use torch.optim.SparseAdam for it, in an optimizer of "
+                "its own."
+            )
+        view = real(local(grad.detach()))
+        self.grad_dtype = view.dtype
+        if same_layout(view, self.dense):
+            self.staged_grad = None
+            return view.data_ptr()
+        if self.staged_grad is None or self.staged_grad.dtype != view.dtype:
+            self.staged_grad = torch.empty_like(self.dense, dtype=view.dtype)
+        self._source = view
+        return self.staged_grad.data_ptr()
+
+    def stage_in(self) -> None:
+        """Copy what the kernel cannot address in place; adds a launch for each such tensor."""
+        if self.staged_param is not None:
+            self.staged_param.copy_(self.view)
+        if self.staged_grad is not None and self._source is not None:
+            self.staged_grad.copy_(self._source)
+
+    def stage_out(self, unscaled: bool) -> None:
+        """Copy the results back and let go of the gradient."""
+        if self.staged_param is not None:
+            self.view.copy_(self.staged_param)
+        if unscaled and self.staged_grad is not None and self._source is not None:
+            self._source.copy_(self.staged_grad)
+        self._source = None
+
+
+class ParamTable:
+    """Addresses [SLOTS, T], facts [INFO, T] and chunks [2, N] of T members on one device."""
+
+    def __init__(self, members: Sequence[Member], device: torch.device, name: str) -> None:
+        self.members = list(members)
+        self.device = device
+        self.name = name
+        total = sum(member.dense.numel() for member in self.members)
+        large = total >= layout.LARGE_MODEL
+        self.iterations = layout.LARGE_ITERATIONS if large else layout.ITERATIONS
+        self.state_slots = max(
+            (i + 1 for m in self.members for i, s in enumerate(m.states) if s is not None),
+            default=0,
+        )
+        self.elements = total
+        self._fixed = self._fixed_addresses()
+        self._sent: list[int] | None = None
+        self.addresses = torch.zeros(
+            layout.SLOTS, max(len(self.members), 1), dtype=torch.int64, device=device
+        )
+        self.chunks = self._to_device(self._chunk_table())
+        self.kinds: tuple[Kind, ...] = ()
+        self._member_kinds: list[Kind] | None = None
+        self.info = torch.zeros(
+            layout.INFO, max(len(self.members), 1), dtype=torch.int64, device=device
+        )
+        self.set_kinds()
+
+    def _to_device(self, host: Tensor) -> Tensor:
+        table = torch.empty(host.shape, dtype=host.dtype, device=self.device)
+        send(table, host)
+        return table
+
+    def _chunk_table(self) -> Tensor:
+        """int32 [2, N]: (tensor, chunk of it); an empty tensor has one, for its step's sake."""
+        size = layout.BLOCK * self.iterations
+        counts = torch.tensor([max(-(-m.dense.numel() // size), 1) for m in self.members])
+        counts = counts.to(torch.int64)
+        tensors = torch.repeat_interleave(torch.arange(len(self.members)), counts)
+        starts = torch.cumsum(counts, 0) - counts
+        chunks = torch.arange(tensors.numel()) - starts[tensors]
+        return torch.stack((tensors, chunks)).to(torch.int32)
+
+    def _fixed_addresses(self) -> list[list[int]]:
+        params = [member.dense.data_ptr() for member in self.members]
+        slots = layout.SLOTS - layout.STATE0
+        states = [
+            [
+                0 if i >= len(m.states) or (s := m.states[i]) is None else real(local(s)).data_ptr()
+                for m in self.members
+            ]
+            for i in range(slots)
+        ]
+        return [params, *states]
+
+    def set_kinds(self) -> None:
+        """Renew the facts: sizes, groups and which of the kinds each member is."""
+        kinds = [member.kind for member in self.members]
+        if kinds == self._member_kinds:
+            return
+        self._member_kinds = kinds
+        self.kinds = tuple(dict.fromkeys(kinds))
+        if not self.members:
+            return
+        facts = [
+            [member.dense.numel() for member in self.members],
+            [member.group for member in self.members],
+            [self.kinds.index(kind) for kind in kinds],
+            [member.index for member in self.members],
+        ]
+        send(self.info, torch.tensor(facts, dtype=torch.int64))
+
+    @property
+    def programs(self) -> int:
+        """Programs of a launch: the chunks and the schedule's."""
+        return self.chunks.shape[1] + 1
+
+    @property
+    def staged(self) -> list[Member]:
+        """Members with a copy around the launch."""
+        return [m for m in self.members if m.staged_param is not None or m.staged_grad is not None]
+
+    def grad_addresses(self) -> list[int]:
+        """Every member's gradient, 0 for those without; notes gradients of a new dtype."""
+        before = [member.grad_dtype for member in self.members]
+        addresses = [member.grad_address(self.name) for member in self.members]
+        if before != [member.grad_dtype for member in self.members]:
+            self.set_kinds()
+        return addresses
+
+    def capture_copy(self) -> ParamTable:
+        """A table of this table's members whose addresses a captured graph may own."""
+        copy = object.__new__(ParamTable)
+        copy.__dict__.update(self.__dict__)
+        copy.addresses = torch.empty_like(self.addresses)
+        copy._sent = None
+        return copy
+
+    def send_addresses(self, grads: Sequence[int]) -> None:
+        """Put this step's gradients into the table, if they moved."""
+        params, *states = self._fixed
+        flat = [*params, *grads]
+        if flat == self._sent or not self.members:
+            return
+        host = torch.tensor([params, list(grads), *states], dtype=torch.int64)
+        send(self.addresses, host)
+        self._sent = flat
+
+    def bytes_per_step(self) -> int:
+        """Bytes that a step moves: param and states read and written, grad read."""
+        total = 0
+        for member in self.members:
+            param, grad, state = (dtype.itemsize for dtype in member.kind)
+            states = sum(s is not None for s in member.states)
+            total += member.dense.numel() * (2 * param + grad + 2 * state * states)
+        return total
