@@ -27,7 +27,7 @@ def available(device: torch.device | str) -> dict[str, str | None]:
     return {name: engine.unavailable(where) for name, engine in ENGINES.items()}
 
 
-def choose(device: torch.device) -> ModuleType:
+def engine_for(device: torch.device) -> ModuleType:
     """The engine for a device: the one forced, else Triton on CUDA, else eager.
 
     Raises:
@@ -44,6 +44,19 @@ def choose(device: torch.device) -> ModuleType:
     if reason is not None:
         raise RuntimeError(f"Engine {name!r} is not available on {device}: {reason}")
     return engine
+
+
+def why(device: torch.device) -> str:
+    """Why ``engine_for`` chose what it chose."""
+    if _forced:
+        return "forced by use_engine()"
+    if os.environ.get(_VARIABLE, "auto") != "auto":
+        return f"forced by {_VARIABLE}"
+    if engine_for(device) is triton_engine:
+        return "the default on CUDA"
+    if device.type != "cuda":
+        return f"the default on {device.type}"
+    return f"triton: {triton_engine.unavailable(device)}"
 
 
 def _check_name(name: str) -> None:

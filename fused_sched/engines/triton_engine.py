@@ -165,8 +165,8 @@ def load(block: Block, table: ParamTable, program: Program | None, rule: str) ->
         for scale, found_inf in ((None, None), (None, one), (one, one)):
             args = _update_args(block, table, program, rule, scale, found_inf)
             _handle(update_kernel, (block.device, *args[15:]), args, LAUNCH_OPTIONS)
-        if program is not None:
-            args = _advance_args(block, program, 1, None, None)
+        for own in block.programs[1:]:
+            args = _advance_args(block, own, 1, None, None)
             _handle(schedule_kernel, ("schedule", block.device), args, {})
 
 

@@ -104,9 +104,9 @@ def cosine_annealing(v, e, row, lane, live, G):
     base = lanes(row, BASE, lane, live, G)
     low = lanes(row, P0, lane, live, G)
     T = lanes(row, P1, lane, live, G)
-    ratio = (1.0 + cosine(PI * e / T)) / (1.0 + cosine(PI * (e - 1.0) / T))
+    ratio = (1.0 + cosine(e * PI / T)) / (1.0 + cosine((e - 1.0) * PI / T))
     moved = ratio * (v - low) + low
-    lifted = v + (base - low) * (1.0 - cosine(PI / T)) / 2.0
+    lifted = v + (base - low) * (1.0 - cosine((T * 0.0 + PI) / T)) / 2.0
     phase = e - 1.0 - T
     turning = phase - 2.0 * T * tl.floor(phase / (2.0 * T)) == 0.0
     return tl.where(turning, lifted, moved)
@@ -125,7 +125,7 @@ def warm_restarts(restart, row, lane, live, G):
     length = tl.where(over, length * lanes(row, P1, lane, live, G), length)
     tl.store(row + S0 * G + lane, now, mask=live)
     tl.store(row + S1 * G + lane, length, mask=live)
-    return low + (base - low) * (1.0 + cosine(PI * now / length)) / 2.0
+    return low + (base - low) * (1.0 + cosine(now * PI / length)) / 2.0
 
 
 @triton.jit
@@ -167,7 +167,7 @@ def one_cycle(e, row, op, mode, clock_ptr, lane, live, G):
     if over > 0:
         tl.store(clock_ptr + OVERRUN, over.to(tl.int64))
     if mode == ANNEAL_COS:
-        value = end + (start - end) / 2.0 * (cosine(PI * fraction) + 1.0)
+        value = end + (start - end) / 2.0 * (cosine(fraction * PI) + 1.0)
     else:
         value = (end - start) * fraction + start
     return value
@@ -191,7 +191,7 @@ def _swa_alpha(step_number, epochs, mode):
     t = tl.where(t < 0.0, 0.0, tl.where(t > 1.0, 1.0, t))
     alpha = t
     if mode == ANNEAL_COS:
-        alpha = (1.0 - cosine(PI * t)) / 2.0
+        alpha = (1.0 - cosine(t * PI)) / 2.0
     return alpha
 
 

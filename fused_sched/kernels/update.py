@@ -39,6 +39,9 @@ from .rules import (
 from .schedule import run_program
 
 
+LAUNCH_OPTIONS = {"num_warps": 4}
+
+
 @triton.jit
 def _pointer(address, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
     pointer = address.to(tl.pointer_type(DTYPE))

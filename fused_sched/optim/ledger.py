@@ -108,6 +108,11 @@ class Ledger:
                     self._take_clock(plan, plan.block.fetch())
             self.clock_ahead = False
 
+    @property
+    def hosting(self) -> bool:
+        """Whether the host is changing values on its own account."""
+        return self._busy > 0
+
     @contextmanager
     def host_only(self) -> Iterator[None]:
         """Within: reads do not catch up and writes stay on the host."""
@@ -191,6 +196,15 @@ class Ledger:
             self.upload()
 
     # -- schedulers ------------------------------------------------------------------------------
+
+    def fuse(self, scheduler: Any, interval: int, on_skip: bool) -> None:
+        """Let a scheduler advance in the optimizer's launch from here on."""
+        self.refuse_if_captured("fuse()")
+        self.refresh()
+        with self.host_only():
+            scheduler._segments()  # raises for what has no device form
+        self.schedules.fuse(Fused(scheduler, interval, on_skip))
+        self.stepper.prepare()
 
     def step_scheduler(self, scheduler: Any, *args: Any, **kwargs: Any) -> None:
         """``scheduler.step()`` of one of our schedulers."""

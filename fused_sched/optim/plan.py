@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_sched.tables.block import Block, send
+from fused_sched.tables.block import Block, Program, send
 from fused_sched.tables.params import Member, ParamTable
 from fused_sched.tables.program import Assembled
 
@@ -103,8 +103,14 @@ class Plan:
                     f"{self.name}.step() cannot be captured: its kernel for these dtypes is not "
                     f"loaded; {_NEEDS_PREPARE}"
                 )
-            self.engine.load(self.block, self.table, self.block.programs[0], self.rule)
+            self.engine.load(self.block, self.table, self.fused_program(), self.rule)
             self.loaded.add(key)
+
+    def fused_program(self) -> Program | None:
+        """The program that rides in the launch, None while nothing is fused."""
+        assert self.block is not None
+        program = self.block.programs[0]
+        return program if program.rows else None
 
     def launch(
         self, grads: Sequence[int], scale: Tensor | None, found_inf: Tensor | None
@@ -121,9 +127,7 @@ class Plan:
         for member in staged:
             member.stage_in()
         table.send_addresses(grads)
-        self.engine.update(
-            self.block, table, self.block.programs[0], self.rule, scale, found_inf
-        )
+        self.engine.update(self.block, table, self.fused_program(), self.rule, scale, found_inf)
         for member in staged:
             member.stage_out(unscaled=scale is not None)
         return table

@@ -66,6 +66,12 @@ class Schedules:
     def find(self, scheduler: Any) -> Fused | None:
         return next((f for f in self.fused if f.scheduler is scheduler), None)
 
+    def fuse(self, fused: Fused) -> None:
+        """Add a scheduler to the launch, or give one there another cadence."""
+        self.explicit = [ref for ref in self.explicit if ref() is not fused.scheduler]
+        kept = [one for one in self.fused if one.scheduler is not fused.scheduler]
+        self.fused = [*kept, fused]
+
     def own_programs(self, tabulate: bool) -> None:
         """Give every scheduler that is not fused a program of its own.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fused_sched.engines import choose, eager_engine
+from fused_sched.engines import eager_engine, engine_for
 from fused_sched.tables.local import SUPPORTED, local, real
 
 from .group import Group
@@ -67,10 +67,20 @@ class Stepper:
 
     # -- the plans -------------------------------------------------------------------------------
 
+    def devices(self) -> list[torch.device]:
+        """Where the params lie."""
+        self.adopt()
+        return list(dict.fromkeys(local(param).device for param in self._params))
+
+    def is_prepared(self) -> bool:
+        """Whether every param that may get a gradient has its place in a table."""
+        inside = {i for plan in self.ledger.plans.values() for i in plan.members()}
+        return all(i in inside for i, p in enumerate(self._params) if p.requires_grad)
+
     def _by_engine(self) -> tuple[list[Tensor] | None, dict[torch.device, Any]]:
         """(params for the eager engine, None for all; engines of the other devices)."""
         devices = dict.fromkeys(local(param).device for param in self._params)
-        engines = {device: choose(device) for device in devices}
+        engines = {device: engine_for(device) for device in devices}
         planned = {d: e for d, e in engines.items() if e is not eager_engine}
         if not planned:
             return None, planned

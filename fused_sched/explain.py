@@ -1,0 +1,120 @@
+"""``explain``: what a step of an optimizer does, in numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fused_sched.engines import choose
+from fused_sched.lr_scheduler.base import ledger_of
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What ``optimizer.step()`` does; ``str()`` of it is made to be read.
+
+    Attributes:
+        engine: name of the engine, by device.
+        reason: why that engine, by device.
+        launches_per_step: kernels that one step starts; None where torch decides (eager).
+        syncs_per_step: times that a step waits for the device.
+        obstacle: what stands in the way of a capture, None if nothing does.
+        graph_nodes: nodes of one captured step, None without a GPU engine.
+        bytes_per_step: bytes that the update moves to and from memory.
+        fused: names of the schedules that ride in the launch.
+        explicit: names of those that are launched or run by themselves.
+    """
+
+    engine: dict[str, str]
+    reason: dict[str, str]
+    launches_per_step: int | None
+    syncs_per_step: int
+    obstacle: str | None
+    graph_nodes: str | None
+    bytes_per_step: int | None
+    fused: list[str]
+    explicit: list[str]
+
+    @property
+    def capturable(self) -> bool:
+        """Whether a step can be captured now."""
+        return self.obstacle is None
+
+    def __str__(self) -> str:
+        lines = [f"{device}: {self.engine[device]} ({self.reason[device]})" for device in self.engine]
+        launches = "as torch" if self.launches_per_step is None else str(self.launches_per_step)
+        lines.append(f"launches per step: {launches}; host syncs per step: {self.syncs_per_step}")
+        if self.bytes_per_step is not None:
+            lines.append(f"bytes moved per step: {self.bytes_per_step:,}")
+        lines.append(f"schedules in the launch: {', '.join(self.fused) or 'none'}")
+        lines.append(f"schedules by themselves: {', '.join(self.explicit) or 'none'}")
+        lines.append("capturable: yes" if self.capturable else f"capturable: no, {self.obstacle}")
+        if self.graph_nodes:
+            lines.append(f"a captured step has {self.graph_nodes}")
+        return "\n".join(lines)
+
+
+def explain(optimizer: Any) -> Explanation:
+    """Say which engine steps an optimizer and why, and what a step costs.
+
+    Raises:
+        TypeError: not an optimizer of ``fused_sched.optim``.
+    """
+    ledger = ledger_of(optimizer)
+    if ledger is None:
+        raise TypeError(f"{type(optimizer).__name__} is not an optimizer of fused_sched.optim")
+    devices = ledger.stepper.devices()
+    engines = {str(device): choose.engine_for(device) for device in devices}
+    tables = [plan.table for plan in ledger.plans.values()]
+    on_tables = bool(devices) and all(e.NAME != "eager" for e in engines.values())
+    staged = sum(len(table.staged) for table in tables)
+    copies = staged + len(ledger.lr_tensors())
+    return Explanation(
+        engine={device: engine.NAME for device, engine in engines.items()},
+        reason={str(device): choose.why(device) for device in devices},
+        launches_per_step=len(devices) + copies if on_tables else None,
+        syncs_per_step=_syncs(optimizer, devices, on_tables),
+        obstacle=_obstacle(optimizer, ledger, devices, on_tables),
+        graph_nodes=_nodes(copies) if on_tables and _any_cuda(devices) else None,
+        bytes_per_step=sum(table.bytes_per_step() for table in tables) if tables else None,
+        fused=[type(one.scheduler).__name__ for one in ledger.schedules.fused],
+        explicit=[
+            type(scheduler).__name__
+            for scheduler in ledger.schedules.roots()
+            if ledger.schedules.find(scheduler) is None
+        ],
+    )
+
+
+def _any_cuda(devices: list[torch.device]) -> bool:
+    return any(device.type == "cuda" for device in devices)
+
+
+def _nodes(copies: int) -> str:
+    extra = f" and {copies} copies of odd tensors" if copies else ""
+    return f"one kernel node and one memcpy node (the gradients' addresses){extra}"
+
+
+def _syncs(optimizer: Any, devices: list[torch.device], on_tables: bool) -> int:
+    """GradScaler waits unless the optimizer takes its tensors; so does torch's own fallback."""
+    scaler_waits = getattr(optimizer, "found_inf", None) is not None and not on_tables
+    return int(scaler_waits and _any_cuda(devices))
+
+
+def _obstacle(
+    optimizer: Any, ledger: Any, devices: list[torch.device], on_tables: bool
+) -> str | None:
+    if not _any_cuda(devices):
+        return "no param is on a CUDA device"
+    if not on_tables:
+        return "the eager engine steps a device; see the reason given for it"
+    if not ledger.stepper.is_prepared():
+        return "nothing is allocated yet; call prepare() or make one eager step"
+    if not getattr(optimizer, "_step_supports_amp_scaling", False):
+        return None if not hasattr(optimizer, "found_inf") else _SCALER
+    return None
+
+
+_SCALER = "GradScaler calls .item() on this optimizer; construct it with fused=True"

@@ -1,0 +1,139 @@
+"""``fuse``: let a schedule ride inside the optimizer's launch; convert a stock torch pair."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LRScheduler
+
+from fused_sched import lr_scheduler, optim
+from fused_sched.lr_scheduler.base import DeviceScheduler, ledger_of
+from fused_sched.optim.base import FusedOptimizer
+from fused_sched.optim.ledger import Ledger
+
+_OPTIMIZERS: dict[type, type] = {
+    getattr(torch.optim, name): getattr(optim, name) for name in optim.__all__
+}
+_SCHEDULERS: dict[type, type] = {
+    getattr(torch.optim.lr_scheduler, name, torch.optim.swa_utils.SWALR): getattr(
+        lr_scheduler, name
+    )
+    for name in lr_scheduler.__all__
+    if name != "LRScheduler"
+}
+
+
+def fuse(
+    optimizer: torch.optim.Optimizer,
+    scheduler: LRScheduler,
+    interval: int = 1,
+    *,
+    advance_on_skip: bool = False,
+) -> tuple[Any, Any]:
+    """Advance ``scheduler`` inside ``optimizer.step()``'s launch, every ``interval`` steps.
+
+    Loops that go on calling ``scheduler.step()`` keep working: the call launches nothing. Several
+    schedulers on one optimizer are fused by one call each, in the order in which they step.
+
+    Args:
+        optimizer: one of ``fused_sched.optim``, or a stock torch SGD, Adam or AdamW, which becomes
+            one in place, with its state.
+        scheduler: built on ``optimizer``; a stock torch scheduler becomes one of
+            ``fused_sched.lr_scheduler`` in place. A class of your own is tabulated ``horizon``
+            steps ahead. ReduceLROnPlateau is converted and stays explicit: it advances when its
+            metric comes.
+        interval: optimizer steps per schedule step, at least 1: the number of batches for a
+            schedule that is meant per epoch. Counted in optimizer steps, whatever a framework
+            makes of its own calls.
+        advance_on_skip: whether the schedule also advances when GradScaler's ``found_inf`` makes
+            the step stand still, as in a loop that calls ``scheduler.step()`` regardless.
+
+    Returns:
+        The optimizer and the scheduler given.
+
+    Raises:
+        TypeError: an optimizer that cannot carry a device schedule, or not a scheduler.
+        ValueError: the scheduler belongs to another optimizer; ``interval`` is below 1; or a
+            class of your own computes lr from ``group["lr"]``.
+        RuntimeError: a captured graph uses the present schedule.
+    """
+    if not isinstance(interval, int) or interval < 1:
+        raise ValueError(f"Expected positive integer interval, but got {interval}")
+    if not isinstance(scheduler, LRScheduler):
+        raise TypeError(f"{type(scheduler).__name__} is not an LRScheduler")
+    ledger = _ledger(optimizer)
+    mine = ledger_of(scheduler.optimizer)
+    if mine is not ledger:
+        raise ValueError(
+            f"{type(scheduler).__name__} belongs to another optimizer; build it on the "
+            f"{type(optimizer).__name__} that it is fused with"
+        )
+    convert_scheduler(scheduler)
+    if not isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        ledger.fuse(scheduler, interval, advance_on_skip)
+    return optimizer, scheduler
+
+
+def _ledger(optimizer: Any) -> Ledger:
+    """The ledger of an optimizer, converted if it is a stock one."""
+    ledger = ledger_of(optimizer)
+    if ledger is not None:
+        return ledger
+    ours = _OPTIMIZERS.get(type(optimizer))
+    if ours is None:
+        known = ", ".join(optim.__all__)
+        raise TypeError(
+            f"{type(optimizer).__name__} cannot carry a device schedule; use {known} of "
+            "fused_sched.optim, or leave the scheduler explicit and call scheduler.step()"
+        )
+    return _convert_optimizer(optimizer, ours)
+
+
+def _convert_optimizer(optimizer: Any, ours: type) -> Ledger:
+    if optimizer.defaults["differentiable"]:
+        raise ValueError("An optimizer with differentiable=True cannot be fused")
+    state = optimizer.__dict__.pop("state")
+    patched = optimizer.__dict__.pop("step", None)
+    optimizer.__class__ = ours
+    ledger = optimizer.__dict__[FusedOptimizer._LEDGER] = Ledger(optimizer)
+    optimizer.state = state
+    optimizer._patch_step_function()
+    if patched is not None:
+        _track_calls(optimizer)
+    ledger.stepper.adopt()
+    return ledger
+
+
+def _track_calls(optimizer: Any) -> None:
+    """What a torch scheduler does to ``optimizer.step``, for the class that it has now."""
+    reference = weakref.ref(optimizer)
+    function = type(optimizer).step
+
+    @functools.wraps(function)
+    def step(*args: Any, **kwargs: Any) -> Any:
+        target = reference()
+        assert target is not None
+        target._opt_called = True
+        return function.__get__(target, type(target))(*args, **kwargs)
+
+    step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
+    optimizer.step = step
+
+
+def convert_scheduler(scheduler: Any) -> None:
+    """Make a torch scheduler, and those inside it, one of ours, in place."""
+    for child in getattr(scheduler, "_schedulers", ()):
+        convert_scheduler(child)
+    if not isinstance(scheduler, DeviceScheduler):
+        stock = type(scheduler)
+        scheduler.__class__ = _SCHEDULERS.get(stock) or _with_device(stock)
+        scheduler._enroll()
+
+
+@functools.cache
+def _with_device(stock: type) -> type:
+    """A class of somebody else with the device's part mixed in."""
+    return type(stock.__name__, (DeviceScheduler, stock), {"__module__": stock.__module__})

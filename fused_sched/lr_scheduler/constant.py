@@ -1,0 +1,25 @@
+"""ConstantLR."""
+
+from __future__ import annotations
+
+import torch
+
+from fused_sched.tables.program import Row
+
+from .base import DeviceScheduler
+from .multi_step import jumps
+
+
+class ConstantLR(DeviceScheduler, torch.optim.lr_scheduler.ConstantLR):
+    """lr is multiplied by ``factor`` until ``total_iters``, on the device.
+
+    Same values as torch.optim.lr_scheduler.ConstantLR (torch 2.13). ``factor=0`` is tabulated:
+    torch raises ZeroDivisionError when it ends.
+    """
+
+    def _row(self) -> Row | None:
+        if self.factor == 0:
+            return None
+        factors = {self.total_iters: 1.0 / self.factor, 0: self.factor}
+        epochs = sorted(factors)
+        return jumps(epochs, [factors[epoch] for epoch in epochs])

@@ -1,0 +1,22 @@
+"""ExponentialLR."""
+
+from __future__ import annotations
+
+import torch
+
+from fused_sched.tables import layout
+from fused_sched.tables.program import Row
+
+from .base import DeviceScheduler
+
+
+class ExponentialLR(DeviceScheduler, torch.optim.lr_scheduler.ExponentialLR):
+    r"""lr decays by ``gamma`` at each step, on the device.
+
+    .. math:: \gamma_{e} = \gamma_{e-1} \cdot \text{gamma}
+
+    Same values as torch.optim.lr_scheduler.ExponentialLR (torch 2.13), in float64.
+    """
+
+    def _row(self) -> Row:
+        return Row(layout.EXPONENTIAL, {layout.P0: self.gamma})

@@ -1,0 +1,35 @@
+"""LinearLR."""
+
+from __future__ import annotations
+
+import torch
+
+from fused_sched.tables import layout
+from fused_sched.tables.program import Row
+
+from .base import DeviceScheduler
+
+
+class LinearLR(DeviceScheduler, torch.optim.lr_scheduler.LinearLR):
+    r"""lr moves linearly from ``start_factor`` to ``end_factor``, on the device.
+
+    .. math::
+        \gamma_e = \gamma_{e-1} \left(1 + \frac{\text{end} - \text{start}}
+            {T \cdot \text{start} + (e - 1)(\text{end} - \text{start})}\right), \quad e \le T
+
+    Same values as torch.optim.lr_scheduler.LinearLR (torch 2.13).
+    """
+
+    def _row(self) -> Row:
+        return Row(
+            layout.LINEAR,
+            {
+                layout.P0: self.start_factor,
+                layout.P1: self.end_factor,
+                layout.P2: float(self.total_iters),
+            },
+        )
+
+    def _restart_values(self) -> list[float]:
+        # torch divides by total_iters here; with 0 it raises at the milestone, not before.
+        return super()._restart_values() if self.total_iters else [float("nan")]

@@ -1,0 +1,29 @@
+"""MultiStepLR."""
+
+from __future__ import annotations
+
+import torch
+
+from fused_sched.tables import layout
+from fused_sched.tables.program import Row
+
+from .base import DeviceScheduler
+
+
+class MultiStepLR(DeviceScheduler, torch.optim.lr_scheduler.MultiStepLR):
+    """lr decays by ``gamma`` at each milestone, on the device.
+
+    Same values as torch.optim.lr_scheduler.MultiStepLR (torch 2.13): milestones in any order, a
+    repeated one counts twice.
+    """
+
+    def _row(self) -> Row:
+        epochs = sorted(self.milestones)
+        factors = [self.gamma ** self.milestones[epoch] for epoch in epochs]
+        return jumps(epochs, factors)
+
+
+def jumps(epochs: list[int], factors: list[float]) -> Row:
+    """A row that multiplies by factors[i] where last_epoch == epochs[i]; epochs sorted."""
+    aux = [float(value) for value in (*epochs, *factors)]
+    return Row(layout.MULTI_STEP, words={layout.AUX_LENGTH: len(epochs)}, aux=aux)

@@ -1,0 +1,54 @@
+"""CosineAnnealingWarmRestarts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fused_sched.tables import layout
+from fused_sched.tables.program import Row
+
+from .base import DeviceScheduler, _Live, base_lrs
+
+
+class CosineAnnealingWarmRestarts(
+    DeviceScheduler, torch.optim.lr_scheduler.CosineAnnealingWarmRestarts
+):
+    r"""lr follows half a cosine, restarts, and the next cosine is ``T_mult`` times as long.
+
+    .. math::
+        \gamma_e = \eta_{min} + (\gamma_0 - \eta_{min})(1 + \cos(\pi T_{cur} / T_i)) / 2
+
+    Same values as torch.optim.lr_scheduler.CosineAnnealingWarmRestarts (torch 2.13), on the
+    device.
+
+    Source: Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts" (2016).
+    """
+
+    T_cur = _Live()
+    T_i = _Live()
+
+    def _row(self) -> Row:
+        return Row(
+            layout.WARM_RESTARTS,
+            {
+                layout.BASE: base_lrs(self),
+                layout.P0: float(self.eta_min),
+                layout.P1: float(self.T_mult),
+                layout.S0: float(self.__dict__["T_cur"]),
+                layout.S1: float(self.__dict__["T_i"]),
+            },
+            # torch's step() here does not count.
+            words={layout.COUNT_INCREMENT: 0},
+        )
+
+    def _lift(self, epoch: int, count: int, lanes: list[list[float]]) -> None:
+        super()._lift(epoch, count, lanes)
+        self.__dict__["T_cur"] = _whole(lanes[layout.S0][0])
+        self.__dict__["T_i"] = _whole(lanes[layout.S1][0])
+
+
+def _whole(value: float) -> Any:
+    """An int where torch's counter would be one."""
+    return int(value) if value == int(value) else value
