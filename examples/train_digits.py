@@ -21,7 +21,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -55,8 +55,8 @@ class Digits:
 class Training:
     """A model with its optimizer and scheduler.
 
-    `step` is what a loop calls after `backward()`. `sched` is kept because an optimizer refers to
-    its schedulers weakly.
+    `step` is what a loop calls after `backward()`. Keep all four: an optimizer refers to its
+    schedulers weakly, and `opt.step`, once a scheduler has wrapped it, to the optimizer.
     """
 
     model: nn.Module
@@ -262,16 +262,16 @@ def measure_steps(data: Digits, rounds: int = 30, steps: int = 20) -> list[float
     The gradients stay as they are, so this is the step alone. The variants take turns, so that a
     machine that slows down slows all of them.
     """
-    running = [ready_step(variant, data) for variant in VARIANTS]
+    trainings = [ready_to_step(variant, data) for variant in VARIANTS]
     seconds: list[list[float]] = [[] for _ in VARIANTS]
     for _ in progress(range(rounds), "time per step"):
-        for step, samples in zip(running, seconds, strict=True):
-            samples.append(time_step(step, steps, data.train_images.device))
+        for training, samples in zip(trainings, seconds, strict=True):
+            samples.append(time_step(training.step, steps, data.train_images.device))
     return [statistics.median(samples) for samples in seconds]
 
 
-def ready_step(variant: Variant, data: Digits) -> Callable[[], None]:
-    """A step of a fresh training that has its gradients and a few steps behind it."""
+def ready_to_step(variant: Variant, data: Digits) -> Training:
+    """A fresh training that has its gradients and a few steps behind it."""
     device = data.train_images.device
     training = variant.prepare(make_model(device), 10**9)  # a schedule that does not end here
     images, labels = data.train_images[:BATCH_SIZE], data.train_labels[:BATCH_SIZE]
@@ -279,15 +279,11 @@ def ready_step(variant: Variant, data: Digits) -> Callable[[], None]:
     for _ in range(3):
         training.step()
     if not (variant.graphed and device.type == "cuda"):
-        return training.step
+        return training
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         training.step()
-
-    def replay(keep_alive: Training = training) -> None:
-        graph.replay()
-
-    return replay
+    return replace(training, step=graph.replay)
 
 
 def time_step(step: Callable[[], None], steps: int, device: torch.device) -> float:

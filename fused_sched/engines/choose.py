@@ -14,7 +14,7 @@ ENGINES: dict[str, ModuleType] = {"triton": triton_engine, "eager": eager_engine
 """By name, in the order in which ``auto`` prefers them on CUDA."""
 
 _VARIABLE = "FUSED_SCHED_ENGINE"
-_forced: list[str] = []
+_forced: str | None = None
 
 
 def available(device: torch.device | str) -> dict[str, str | None]:
@@ -34,7 +34,7 @@ def engine_for(device: torch.device) -> ModuleType:
         ValueError: an unknown name is forced.
         RuntimeError: the forced engine cannot serve the device; says why.
     """
-    name = _forced[-1] if _forced else os.environ.get(_VARIABLE, "auto")
+    name = _forced or os.environ.get(_VARIABLE, "auto")
     if name == "auto":
         serves = device.type == "cuda" and triton_engine.unavailable(device) is None
         return triton_engine if serves else eager_engine
@@ -48,9 +48,9 @@ def engine_for(device: torch.device) -> ModuleType:
 
 def why(device: torch.device) -> str:
     """Why ``engine_for`` chose what it chose."""
-    if _forced:
+    if _forced not in (None, "auto"):
         return "forced by use_engine()"
-    if os.environ.get(_VARIABLE, "auto") != "auto":
+    if _forced is None and os.environ.get(_VARIABLE, "auto") != "auto":
         return f"forced by {_VARIABLE}"
     if engine_for(device) is triton_engine:
         return "the default on CUDA"
@@ -65,14 +65,18 @@ def _check_name(name: str) -> None:
         raise ValueError(f"Unknown engine {name!r}; expected one of {known}")
 
 
-class _Restore(AbstractContextManager["_Restore"]):
-    """Takes a forced engine back when its ``with`` block ends."""
+class _Restore(AbstractContextManager[None]):
+    """Puts back what was forced before, when its ``with`` block ends."""
+
+    def __init__(self, before: str | None) -> None:
+        self._before = before
 
     def __exit__(self, *_: object) -> None:
-        _forced.pop()
+        global _forced
+        _forced = self._before
 
 
-def use_engine(name: str) -> AbstractContextManager[object]:
+def use_engine(name: str) -> AbstractContextManager[None]:
     """Force an engine from here on; as a context manager, until the block ends.
 
     Args:
@@ -82,7 +86,8 @@ def use_engine(name: str) -> AbstractContextManager[object]:
     Raises:
         ValueError: the name is unknown.
     """
+    global _forced
     _check_name(name)
-    _forced.append(name)
-    return _Restore()
+    before, _forced = _forced, name
+    return _Restore(before)
 

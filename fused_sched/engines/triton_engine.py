@@ -165,9 +165,9 @@ def load(block: Block, table: ParamTable, program: Program | None, rule: str) ->
         for scale, found_inf in ((None, None), (None, one), (one, one)):
             args = _update_args(block, table, program, rule, scale, found_inf)
             _handle(update_kernel, (block.device, *args[15:]), args, LAUNCH_OPTIONS)
-        for own in block.programs[1:]:
-            args = _advance_args(block, own, 1, None, None)
-            _handle(schedule_kernel, ("schedule", block.device), args, {})
+        # Also while no scheduler is explicit: one that comes later may be captured first.
+        args = _advance_args(block, block.programs[0], 1, None, None)
+        _handle(schedule_kernel, ("schedule", block.device), args, {})
 
 
 def _advance_args(

@@ -58,7 +58,8 @@ def step(v, e, row, lane, live, G):
     """StepLR: v * gamma where e is a positive multiple of step_size."""
     size = lanes(row, P1, lane, live, G)
     remainder = e - size * tl.floor(e / size)
-    return tl.where((e == 0.0) | (remainder != 0.0), v, v * lanes(row, P0, lane, live, G))
+    moved = tl.where(remainder == 0.0, v * lanes(row, P0, lane, live, G), v)
+    return tl.where(e == 0.0, v, moved)
 
 
 @triton.jit

@@ -47,13 +47,24 @@ class Group(dict[str, Any]):
         return super().values()
 
     def __setitem__(self, key: str, value: Any) -> None:
-        self.ledger.before_write(key)
+        self.ledger.before_write(self, key, value)
         super().__setitem__(key, value)
         self.ledger.after_write(self, key)
 
     def __delitem__(self, key: str) -> None:
-        self.ledger.before_write(key)
+        self.ledger.refresh()
         super().__delitem__(key)
+
+    def __eq__(self, other: object) -> bool:
+        self.ledger.refresh()
+        return super().__eq__(other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __repr__(self) -> str:
+        self.ledger.refresh()
+        return super().__repr__()
 
     def setdefault(self, key: str, default: Any = None) -> Any:
         if key not in self:
@@ -77,10 +88,14 @@ class Group(dict[str, Any]):
         self.update(other)
         return self
 
+    def raw(self) -> dict[str, Any]:
+        """A plain dict with the host's values as they are."""
+        return dict(super().items())
+
     def copy(self) -> dict[str, Any]:
         """A plain dict with the values of now."""
         self.ledger.refresh()
-        return dict(super().items())
+        return self.raw()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return dict, (self.copy(),)

@@ -20,7 +20,7 @@ def capturing(device: torch.device | None = None) -> bool:
     """Whether the current CUDA stream is being captured."""
     if device is not None and device.type != "cuda":
         return False
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 class Plan:

@@ -17,16 +17,47 @@ from . import layout
 _ALIGN = 2  # int64 words: every field starts at a multiple of 16 bytes
 
 
+_captured: list[Tensor] = []
+"""Page-locked bytes that captured copies take theirs from, the last one with room left."""
+_CAPTURED_COPIES = 16
+_CAPTURED_BYTES = 1 << 20
+
+
 def send(target: Tensor, source: Tensor) -> None:
     """Copy a CPU tensor into ``target``, on its device's current stream, without waiting."""
-    if target.device.type == "cuda":
+    if target.device.type != "cuda":
+        target.copy_(source)
+        return
+    if torch.cuda.is_current_stream_capturing():
+        staged = _captured_place(source)
+    else:
+        _make_room(source.nbytes)
         # A fresh page-locked tensor each time: the host runs ahead of the device, and the caching
         # host allocator keeps this one until the copy has been made.
         staged = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
-        staged.copy_(source)
-        target.copy_(staged, non_blocking=True)
-    else:
-        target.copy_(source)
+    staged.copy_(source)
+    target.copy_(staged, non_blocking=True)
+
+
+def _make_room(size: int) -> None:
+    """Page-lock, ahead of captures, what they may need: CUDA refuses to while a stream captures.
+
+    torch's host allocator does not help: some versions allocate there, some hand a graph's source
+    out again.
+    """
+    wanted = max(_CAPTURED_BYTES, _CAPTURED_COPIES * size)
+    if not _captured or _captured[-1].numel() < wanted // 2:
+        _captured.append(torch.empty(wanted, dtype=torch.uint8, pin_memory=True))
+
+
+def _captured_place(source: Tensor) -> Tensor:
+    """Page-locked memory for the source of a captured copy: a graph may read it for ever."""
+    size = -(-source.nbytes // 64) * 64
+    if not _captured or _captured[-1].numel() < size:
+        _captured.append(torch.empty(size, dtype=torch.uint8, pin_memory=True))
+    room = _captured[-1]
+    _captured[-1] = room[size:]
+    return room[: source.nbytes].view(source.dtype).view(source.shape)
 
 
 class Program:
@@ -108,6 +139,9 @@ class Block:
 
     def fetch(self) -> Block:
         """A copy of the block on the host: waits for the device."""
+        if self.device.type == "cuda":
+            # Graphs are replayed on streams that the host never sees.
+            torch.cuda.synchronize(self.device)
         return self.on_host(self.memory.cpu())
 
     def on_host(self, memory: Tensor) -> Block:
