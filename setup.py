@@ -22,6 +22,8 @@ setup(
     version=version(),
     description="Optimizer step and learning-rate schedule in one GPU launch, "
     "behind torch.optim's own names",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["fused_sched", "fused_sched.*"]),

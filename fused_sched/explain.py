@@ -70,7 +70,7 @@ def explain(optimizer: Any) -> Explanation:
     tables = [plan.table for plan in ledger.plans.values()]
     on_tables = bool(devices) and all(e.NAME != "eager" for e in engines.values())
     staged = sum(len(table.staged) for table in tables)
-    copies = staged + len(ledger.lr_tensors())
+    copies = staged + len(ledger.rates())
     return Explanation(
         engine={device: engine.NAME for device, engine in engines.items()},
         reason={str(device): choose.why(device) for device in devices},

@@ -8,8 +8,24 @@ import os
 os.environ["TRITON_INTERPRET"] = "1"
 
 import pytest
+import torch
 
 import fused_sched
+from tests.interpreter import quick, round_as_gpus_do
+
+torch.set_num_threads(1)  # the suite runs in parallel, on tensors that are small
+
+
+@pytest.fixture(scope="session", autouse=True)
+def rounding():
+    with round_as_gpus_do():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    """The same random numbers in every test, in whatever order they run."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(params=["triton", "eager"])
@@ -17,3 +33,10 @@ def engine(request):
     """Every engine that a CPU has; the test runs under it."""
     with fused_sched.use_engine(request.param):
         yield request.param
+
+
+@pytest.fixture
+def triton_engine():
+    """The launches on CPU tensors, in Triton's interpreter."""
+    with fused_sched.use_engine("triton"), quick():
+        yield

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 
 def _call(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -35,3 +37,25 @@ def quick() -> Iterator[None]:
             yield
         finally:
             object.__setattr__(options, "sanitize_overflow", checked)
+
+
+@contextmanager
+def round_as_gpus_do() -> Iterator[None]:
+    """Within, the interpreter rounds float32 to the nearest bfloat16, ties to even.
+
+    By itself it cuts the lower bits off (Triton 3.7.1), which no GPU does.
+    """
+    from triton import language as tl
+    from triton.runtime import interpreter
+
+    convert = interpreter._convert_float
+
+    def converted(values: Any, source: Any, target: Any, rounding: Any) -> Any:
+        if (source, target) == (tl.float32, tl.bfloat16):
+            rounded = torch.from_numpy(np.array(values)).to(torch.bfloat16)
+            return rounded.view(torch.uint16).numpy()
+        return convert(values, source, target, rounding)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter, "_convert_float", converted)
+        yield

@@ -86,7 +86,8 @@ class OnDevice:
         return trace
 
     def values(self, steps: int) -> Tensor:
-        return torch.cat([self.block.record[:1], self.advance(steps)])
+        start = self.block.record[:1].clone()
+        return torch.cat([start, self.advance(steps)])
 
 
 def assert_promise(case: SchedulerCase, ours: Tensor, stock: Tensor) -> None:

@@ -34,11 +34,11 @@ def engine_for(device: torch.device) -> ModuleType:
         ValueError: an unknown name is forced.
         RuntimeError: the forced engine cannot serve the device; says why.
     """
-    name = _forced or os.environ.get(_VARIABLE, "auto")
+    name = _wanted()
     if name == "auto":
         serves = device.type == "cuda" and triton_engine.unavailable(device) is None
         return triton_engine if serves else eager_engine
-    _check_name(name)
+    _check_name(name, "" if _forced else f"{_VARIABLE}: ")
     engine = ENGINES[name]
     reason = engine.unavailable(device)
     if reason is not None:
@@ -48,10 +48,8 @@ def engine_for(device: torch.device) -> ModuleType:
 
 def why(device: torch.device) -> str:
     """Why ``engine_for`` chose what it chose."""
-    if _forced not in (None, "auto"):
-        return "forced by use_engine()"
-    if _forced is None and os.environ.get(_VARIABLE, "auto") != "auto":
-        return f"forced by {_VARIABLE}"
+    if _wanted() != "auto":
+        return "forced by use_engine()" if _forced else f"forced by {_VARIABLE}"
     if engine_for(device) is triton_engine:
         return "the default on CUDA"
     if device.type != "cuda":
@@ -59,10 +57,14 @@ def why(device: torch.device) -> str:
     return f"triton: {triton_engine.unavailable(device)}"
 
 
-def _check_name(name: str) -> None:
+def _wanted() -> str:
+    return _forced or os.environ.get(_VARIABLE) or "auto"
+
+
+def _check_name(name: str, source: str = "") -> None:
     if name != "auto" and name not in ENGINES:
         known = ", ".join(repr(known) for known in ("auto", *ENGINES))
-        raise ValueError(f"Unknown engine {name!r}; expected one of {known}")
+        raise ValueError(f"{source}Unknown engine {name!r}; expected one of {known}")
 
 
 class _Restore(AbstractContextManager[None]):
@@ -90,4 +92,3 @@ def use_engine(name: str) -> AbstractContextManager[None]:
     _check_name(name)
     before, _forced = _forced, name
     return _Restore(before)
-

@@ -23,10 +23,10 @@ def stock_step(optimizer: torch.optim.Optimizer) -> Callable[..., Any]:
 
     ``super().step()`` would fire every hook twice as soon as a stock instance exists.
     """
-    stock = next(c for c in type(optimizer).__mro__ if c.__module__.startswith("torch.optim"))
-    step = stock.step
+    classes: tuple[Any, ...] = type(optimizer).__mro__
+    step = next(c for c in classes if c.__module__.startswith("torch.optim")).step
     while getattr(step, "hooked", False):
-        step = step.__wrapped__  # type: ignore[attr-defined]
+        step = step.__wrapped__
     return step
 
 
@@ -82,7 +82,7 @@ class _Groups:
 
     def __enter__(self) -> None:
         self.groups = self.optimizer.param_groups
-        self.scaler = {
+        self.scaler: dict[str, Any] = {
             name: self.optimizer.__dict__.pop(name)
             for name in ("grad_scale", "found_inf")
             if self.unscaled and name in self.optimizer.__dict__

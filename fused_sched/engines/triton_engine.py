@@ -51,7 +51,7 @@ def unavailable(device: torch.device) -> str | None:
     if missing is not None:
         return missing
     if device.type == "cpu" and not _interpreting():
-        return "it runs CPU tensors only in Triton's interpreter; set TRITON_INTERPRET=1 for that"
+        return "it serves CUDA tensors (CPU tensors only in Triton's interpreter, which is for tests)"
     if device.type not in ("cpu", "cuda"):
         return f"it serves CUDA tensors, not {device.type}"
     if device.type == "cuda" and _interpreting():

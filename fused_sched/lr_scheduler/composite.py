@@ -9,29 +9,37 @@ from typing import Any
 import torch
 
 from fused_sched.tables import layout
-from fused_sched.tables.program import Row, Segments
+from fused_sched.tables.program import Row, Segments, table_of
 
 from .base import DeviceScheduler
-from .table import tabulate
 
 
 class _Composite(DeviceScheduler):
-    """A scheduler of schedulers."""
+    """A scheduler of schedulers; it moves the hyperparameter that they move."""
 
     _schedulers: Sequence[Any]
 
     def _children(self) -> Sequence[Any]:
         return self.__dict__.get("_schedulers", ())
 
-    def _rows_inside(self) -> bool:
-        """Whether every child can stand as rows inside this one."""
-        raise NotImplementedError
-
     def _tabulated(self) -> bool:
         ours = all(isinstance(child, DeviceScheduler) for child in self._schedulers)
-        return not (ours and self._rows_inside()) or any(
-            child._tabulated() for child in self._schedulers
-        )
+        return not ours or any(child._tabulated() for child in self._schedulers)
+
+    def _forget_tables(self) -> None:
+        super()._forget_tables()
+        for child in self._schedulers:
+            if isinstance(child, DeviceScheduler):
+                child._forget_tables()
+
+    def _lowered_inside(self, child: bool) -> list[Segments] | None:
+        """Each scheduler's rows, None if one of them has none."""
+        lowered = [
+            one._lower(child) if isinstance(one, DeviceScheduler) else None
+            for one in self._schedulers
+        ]
+        rows = [segments for segments in lowered if segments is not None]
+        return rows if len(rows) == len(lowered) else None
 
 
 class SequentialLR(_Composite, torch.optim.lr_scheduler.SequentialLR):
@@ -39,20 +47,53 @@ class SequentialLR(_Composite, torch.optim.lr_scheduler.SequentialLR):
 
     Same values as torch.optim.lr_scheduler.SequentialLR (torch 2.13). Composites inside it are
     tabulated ``horizon`` steps ahead.
+
+    Raises:
+        ValueError: the schedulers move different hyperparameters, and torch's own errors.
     """
 
-    def _rows_inside(self) -> bool:
-        return not any(hasattr(child, "_schedulers") for child in self._schedulers)
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        schedulers: list[Any],
+        milestones: list[int],
+        last_epoch: int = -1,
+        *,
+        horizon: int | None = None,
+    ) -> None:
+        hypers = {getattr(scheduler, "hyper", "lr") for scheduler in schedulers} or {"lr"}
+        if len(hypers) > 1:
+            raise ValueError(
+                f"SequentialLR expects its schedulers to move one hyperparameter, but got "
+                f"{sorted(hypers)}; use one SequentialLR for each"
+            )
+        super().__init__(
+            optimizer, schedulers, milestones, last_epoch, horizon=horizon, hyper=hypers.pop()
+        )
 
-    def _segments(self, child: bool = False) -> Segments:
-        ours = all(isinstance(s, DeviceScheduler) for s in self._schedulers)
-        if not (ours and self._rows_inside()):
-            return tabulate(self)
-        inside = [scheduler._segments(child=True) for scheduler in self._schedulers]
-        if any(len(rows) > 1 for segments in inside for rows in segments.values()):
-            return tabulate(self)
+    def _tabulated(self) -> bool:
+        return self._nested() or super()._tabulated()
+
+    def _nested(self) -> bool:
+        return any(hasattr(child, "_schedulers") for child in self._schedulers)
+
+    def _lower(self, child: bool) -> Segments | None:
+        inside = None if child or self._changed() or self._nested() else self._lowered_inside(True)
+        if inside is None:
+            return None
+        self._shift_ends(inside)
         columns = dict.fromkeys(name for segments in inside for name in segments)
         return {name: self._column(name, inside) for name in columns}
+
+    def _shift_ends(self, inside: list[Segments]) -> None:
+        """A child's end comes no sooner than its turn, and not at all once that is over."""
+        epoch = self.__dict__["last_epoch"]
+        active = bisect_right(self._milestones, epoch)
+        for number, segments in enumerate(inside):
+            for rows in segments.values():
+                if rows[0].ends is not None and number != active:
+                    wait = self._milestones[number - 1] - epoch
+                    rows[0].ends = None if number < active else rows[0].ends + max(int(wait), 0)
 
     def _column(self, name: str, inside: list[Segments]) -> list[Row]:
         """The jump row, then one row per child; each child jumps over those after it."""
@@ -60,10 +101,10 @@ class SequentialLR(_Composite, torch.optim.lr_scheduler.SequentialLR):
         jump = Row(
             layout.SEQUENTIAL,
             words={layout.AUX_LENGTH: len(self._milestones)},
-            aux=[float(milestone) for milestone in self._milestones],
+            aux=table_of(*map(float, self._milestones)),
             epoch=int(self.__dict__["last_epoch"]),
             span=count + 1,
-            source=self if name == "lr" else None,
+            source=self if name == self.hyper else None,
         )
         rows = [jump]
         for number, segments in enumerate(inside):
@@ -84,7 +125,7 @@ class ChainedScheduler(_Composite, torch.optim.lr_scheduler.ChainedScheduler):
     """Several schedulers, stepped one after another at each step, on the device.
 
     Same values as torch.optim.lr_scheduler.ChainedScheduler (torch 2.13). Its optimizer is the
-    first scheduler's.
+    first scheduler's; each of its schedulers moves its own hyperparameter.
     """
 
     def __init__(
@@ -94,20 +135,17 @@ class ChainedScheduler(_Composite, torch.optim.lr_scheduler.ChainedScheduler):
         *,
         horizon: int | None = None,
     ) -> None:
-        if horizon is not None:
-            self.__dict__["_horizon"] = horizon
+        self._set_horizon(horizon)
         torch.optim.lr_scheduler.ChainedScheduler.__init__(self, schedulers, optimizer)
         self._enroll()
 
-    def _rows_inside(self) -> bool:
-        return not any(isinstance(child, ChainedScheduler) for child in self._schedulers)
-
-    def _segments(self, child: bool = False) -> Segments:
-        if child or not all(isinstance(s, DeviceScheduler) for s in self._schedulers):
-            return tabulate(self)
+    def _lower(self, child: bool) -> Segments | None:
+        inside = None if child or self._changed() else self._lowered_inside(False)
+        if inside is None:
+            return None
         merged: Segments = {}
-        for scheduler in self._schedulers:
-            for name, rows in scheduler._segments().items():
+        for segments in inside:
+            for name, rows in segments.items():
                 merged.setdefault(name, []).extend(rows)
         return merged
 

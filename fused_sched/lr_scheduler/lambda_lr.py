@@ -3,55 +3,66 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
+from torch import Tensor
 
+from fused_sched.optim.schedules import NO_FORM
 from fused_sched.tables import layout
 from fused_sched.tables.program import Row, Segments
 
 from .base import DeviceScheduler, base_lrs
+from .table import copied
 
 
 class _Lambdas(DeviceScheduler):
     """A table of the callables' values, entry i for epoch ``first + i``."""
 
     lr_lambdas: list[Callable[[int], float]]
+    _OPCODE: int
+
+    def _scales(self) -> list[float]:
+        """What each group's value is multiplied by on the host, once."""
+        raise NotImplementedError
 
     def _tabulated(self) -> bool:
         return True
 
-    def _factors(self, first: int) -> list[list[float]]:
-        """[steps][groups], from epoch ``first`` on; shorter where a callable raises."""
+    def _lower(self, child: bool) -> Segments | None:
+        if self._changed() or len(self.lr_lambdas) != len(self.optimizer.param_groups):
+            return None
+        epoch = self.__dict__["last_epoch"]
+        first, table = self._table(0 if child else epoch + 1)
+        length = len(table) // len(self.lr_lambdas)
+        words = {layout.AUX_EPOCH: first, layout.AUX_LENGTH: length}
+        ends = first + length - 1 - max(epoch, 0)
+        row = Row(self._OPCODE, words=words, aux=table, ends=ends)
+        return {self.hyper: [self._placed(row, child)]}
+
+    def _table(self, first: int) -> tuple[int, Tensor]:
+        """(first epoch, the table): the last one while it holds the next epoch."""
+        scales = self._scales()
+        calls = [(id(call), repr(getattr(call, "__dict__", None))) for call in self.lr_lambdas]
+        key = (calls, scales)
+        known, start, table = self.__dict__.get("_table", (None, 0, ()))
+        if known != key or not start <= first < start + len(table) // len(scales):
+            factors = self._factors(first) * torch.tensor(scales, dtype=torch.float64)
+            start, table = first, factors.view(-1)
+            self.__dict__["_table"] = (key, start, table)
+        return start, table
+
+    def _factors(self, first: int) -> Tensor:
+        """[steps, groups] float64, from epoch ``first`` on; shorter where a callable raises."""
+        calls = [copied(call) for call in self.lr_lambdas]
         factors: list[list[float]] = []
         for epoch in range(first, first + self.horizon):
             try:
-                factors.append([float(call(epoch)) for call in self.lr_lambdas])
-            except (ArithmeticError, LookupError, ValueError):
+                factors.append([float(call(epoch)) for call in calls])
+            except NO_FORM:
                 if not factors:
                     raise
                 break
-        return factors
-
-    def _table(self, first: int) -> tuple[int, list[list[float]]]:
-        """(first epoch, factors): the last ones while they cover the next epoch."""
-        key = [(id(call), repr(getattr(call, "__dict__", None))) for call in self.lr_lambdas]
-        now, start, factors = self.__dict__.get("_table_cache", (None, 0, []))
-        if now != key or not start <= first < start + len(factors):
-            start, factors = first, self._factors(first)
-            self.__dict__["_table_cache"] = (key, start, factors)
-        return start, factors
-
-    def _lambda_row(self, opcode: int, child: bool, scales: list[float]) -> Row:
-        epoch = self.__dict__["last_epoch"]
-        first, factors = self._table(0 if child else epoch + 1)
-        values = [scale * f for step in factors for scale, f in zip(scales, step, strict=True)]
-        return Row(
-            opcode,
-            words={layout.AUX_EPOCH: first, layout.AUX_LENGTH: len(factors)},
-            aux=values,
-            ends=first + len(factors) - 1 - max(epoch, 0),
-        )
+        return torch.tensor(factors, dtype=torch.float64)
 
 
 class LambdaLR(_Lambdas, torch.optim.lr_scheduler.LambdaLR):
@@ -65,19 +76,10 @@ class LambdaLR(_Lambdas, torch.optim.lr_scheduler.LambdaLR):
     Same values as torch.optim.lr_scheduler.LambdaLR (torch 2.13).
     """
 
-    def __init__(
-        self,
-        optimizer: torch.optim.Optimizer,
-        lr_lambda: Any,
-        last_epoch: int = -1,
-        *,
-        horizon: int | None = None,
-    ) -> None:
-        super().__init__(optimizer, lr_lambda, last_epoch, horizon=horizon)
+    _OPCODE = layout.TABLE_VALUE
 
-    def _segments(self, child: bool = False) -> Segments:
-        row = self._lambda_row(layout.TABLE_VALUE, child, base_lrs(self))
-        return {"lr": [self._placed(row, child)]}
+    def _scales(self) -> list[float]:
+        return base_lrs(self)
 
 
 class MultiplicativeLR(_Lambdas, torch.optim.lr_scheduler.MultiplicativeLR):
@@ -89,16 +91,7 @@ class MultiplicativeLR(_Lambdas, torch.optim.lr_scheduler.MultiplicativeLR):
     Same values as torch.optim.lr_scheduler.MultiplicativeLR (torch 2.13).
     """
 
-    def __init__(
-        self,
-        optimizer: torch.optim.Optimizer,
-        lr_lambda: Any,
-        last_epoch: int = -1,
-        *,
-        horizon: int | None = None,
-    ) -> None:
-        super().__init__(optimizer, lr_lambda, last_epoch, horizon=horizon)
+    _OPCODE = layout.TABLE_FACTOR
 
-    def _segments(self, child: bool = False) -> Segments:
-        row = self._lambda_row(layout.TABLE_FACTOR, child, [1.0] * len(self.lr_lambdas))
-        return {"lr": [self._placed(row, child)]}
+    def _scales(self) -> list[float]:
+        return [1.0] * len(self.lr_lambdas)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from fused_sched.tables import layout
-from fused_sched.tables.program import Row
+from fused_sched.tables.program import Row, table_of
 
 from .base import DeviceScheduler
 
@@ -25,5 +25,5 @@ class MultiStepLR(DeviceScheduler, torch.optim.lr_scheduler.MultiStepLR):
 
 def jumps(epochs: list[int], factors: list[float]) -> Row:
     """A row that multiplies by factors[i] where last_epoch == epochs[i]; epochs sorted."""
-    aux = [float(value) for value in (*epochs, *factors)]
+    aux = table_of(*map(float, (*epochs, *factors)))
     return Row(layout.MULTI_STEP, words={layout.AUX_LENGTH: len(epochs)}, aux=aux)

@@ -3,24 +3,104 @@
 from __future__ import annotations
 
 import copy
+import types
 import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from fused_sched.optim.schedules import NO_FORM
 from fused_sched.tables import layout
 from fused_sched.tables.program import Row, Segments
 
-_MOVED = {"lr": "lr", "momentum": "momentum", "betas": "beta1"}
-"""Keys of a param group that torch's schedulers write, and their columns."""
+_COLUMNS = {"momentum": "momentum", "betas": "beta1"}
+"""Keys of a param group that torch's schedulers write beside lr, and their columns."""
 
 
-def _already_stepped() -> None:
-    """Stands for a stepped optimizer's ``step``."""
+PROBE = 1000
+"""Steps after which a schedule that never looked at lr is taken for one that does not."""
 
 
-_already_stepped._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
+@dataclass
+class Table:
+    """What a schedule gives in its next steps.
+
+    Attributes:
+        epoch: the position from which it was run.
+        recursive: whether the values depend on those that the groups had then.
+        values: key of a param group -> float64 [steps + 1, groups], the first row that of
+            ``epoch`` itself.
+        tables: key -> the rows after the first, as the device gets them.
+    """
+
+    epoch: int
+    recursive: bool
+    values: dict[str, Tensor]
+    tables: dict[str, Tensor]
+
+    def holds(self, epoch: int, now: dict[str, Tensor]) -> bool:
+        """Whether its values are those of the steps after ``epoch``, from the values of now."""
+        passed = epoch - self.epoch
+        if not all(0 <= passed < len(values) - 1 for values in self.values.values()):
+            return False
+        return not self.recursive or all(
+            torch.equal(values[passed], now[key]) for key, values in self.values.items()
+        )
+
+
+def tabulate(scheduler: Any) -> Segments:
+    """Rows that read the scheduler's next ``horizon`` values from a table.
+
+    Raises:
+        ValueError: an unknown scheduler's values depend on ``group["lr"]``, so that a table would
+            be wrong after any edit.
+    """
+    hyper = getattr(scheduler, "hyper", "lr")
+    groups = scheduler.__dict__["optimizer"].param_groups
+    keys = [hyper, *(key for key in _COLUMNS if key in groups[0] and key != hyper)]
+    epoch = position(scheduler)
+    now = {key: _values(groups, key) for key in keys}
+    table = scheduler.__dict__.get("_table")
+    if table is None or not table.holds(epoch, now):
+        table = scheduler.__dict__["_table"] = _run_ahead(scheduler, epoch, now)
+    segments: Segments = {}
+    for key, values in table.values.items():
+        if key == hyper or (values != values[0]).any():
+            row = Row(
+                layout.TABLE_VALUE,
+                words={layout.AUX_EPOCH: table.epoch + 1, layout.AUX_LENGTH: len(values) - 1},
+                aux=table.tables[key],
+                ends=table.epoch + len(values) - 1 - epoch,
+                ahead=True,
+                recursive=table.recursive,
+            )
+            placed = scheduler._placed(row, child=False, source=key == hyper)
+            placed.epoch = epoch
+            segments[_COLUMNS.get(key, key)] = [placed]
+    return segments
+
+
+def refuse_recursive(scheduler: Any) -> None:
+    """Raise for a scheduler of somebody else's that cannot be tabulated; see ``tabulate``."""
+    stranger = _stranger(scheduler)
+    if stranger is not None and _depends_on_lr(scheduler):
+        raise ValueError(
+            f'{type(stranger).__name__} computes lr from group["lr"], so its values cannot be '
+            "tabulated ahead; compute them from base_lrs and last_epoch, or call scheduler.step() "
+            "outside the graph, without fuse()"
+        )
+
+
+def position(scheduler: Any) -> int:
+    """Steps behind a scheduler: its last_epoch, or that of the first one inside it."""
+    if "last_epoch" in scheduler.__dict__:
+        return int(scheduler.__dict__["last_epoch"])
+    children = getattr(scheduler, "_schedulers", ())
+    return position(children[0]) if children else 0
 
 
 def detached(scheduler: Any) -> tuple[Any, list[dict[str, Any]]]:
@@ -37,113 +117,88 @@ def detached(scheduler: Any) -> tuple[Any, list[dict[str, Any]]]:
         _opt_called=True,
     )
     memo = {id(optimizer): shadow}
-    for child in getattr(scheduler, "_schedulers", ()):
-        memo[id(child.__dict__.get("optimizer"))] = shadow
+    for one in _inside(scheduler):
+        memo[id(one.__dict__.get("optimizer"))] = shadow
+        for call in one.__dict__.get("lr_lambdas", ()):
+            memo[id(call)] = copied(call)
     return copy.deepcopy(scheduler, memo), groups
+
+
+def copied(call: Any) -> Any:
+    """A copy of a callable with its state; of a bound method not its owner, a model perhaps."""
+    return call if isinstance(call, types.MethodType) else copy.deepcopy(call)
+
+
+def _already_stepped() -> None:
+    """Stands for a stepped optimizer's ``step``."""
+
+
+_already_stepped._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
+
+
+def _inside(scheduler: Any) -> list[Any]:
+    """A scheduler and all those in it."""
+    children = getattr(scheduler, "_schedulers", ())
+    return [scheduler, *(one for child in children for one in _inside(child))]
+
+
+def _stranger(scheduler: Any) -> Any:
+    """A scheduler here or inside whose class neither torch nor this package has written."""
+    written = ("torch.optim.", "fused_sched.")
+    everyone = _inside(scheduler)
+    return next((one for one in everyone if not type(one).__module__.startswith(written)), None)
 
 
 def _plain(value: Any) -> Any:
     return float(value) if isinstance(value, Tensor) else value
 
 
-def _value(group: dict[str, Any], key: str) -> float:
-    value = group[key]
-    return float(value[0] if key == "betas" else value)
+def _values(groups: list[Any], key: str) -> Tensor:
+    """[groups] float64: a key's values, of betas the first."""
+    values = [dict.__getitem__(group, key) for group in groups]
+    values = [value[0] if key == "betas" else value for value in values]
+    return torch.tensor([float(value) for value in values], dtype=torch.float64)
 
 
-def _run(clone: Any, groups: list[dict[str, Any]], steps: int) -> dict[str, list[list[float]]]:
-    """Every moved key's values after each of the steps; shorter if the schedule raises."""
-    keys = [key for key in _MOVED if key in groups[0]]
-    table: dict[str, list[list[float]]] = {key: [] for key in keys}
-    step = getattr(clone, "_host_step", clone.step)
+def _run(
+    scheduler: Any, keys: Iterable[str], steps: int, edited: str | None = None
+) -> dict[str, list[Tensor]]:
+    """Every key's values after each of the steps; shorter if the schedule raises.
+
+    Args:
+        edited: a key that gets another value before each step.
+    """
+    clone, groups = detached(scheduler)
+    values: dict[str, list[Tensor]] = {key: [] for key in keys}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         for number in range(steps):
+            for group in groups if edited else ():
+                group[edited] = 0.5 + 0.25 * group[edited]
             try:
-                step()
-            except (ArithmeticError, LookupError, ValueError):
+                clone.step()
+            except NO_FORM:
                 if number == 0:
                     raise
                 break
             for key in keys:
-                table[key].append([_value(group, key) for group in groups])
-    return table
+                values[key].append(_values(groups, key))
+    return values
+
+
+def _run_ahead(scheduler: Any, epoch: int, now: dict[str, Tensor]) -> Table:
+    recursive = _depends_on_lr(scheduler)
+    if recursive:
+        refuse_recursive(scheduler)
+    ahead = _run(scheduler, now, scheduler.horizon)
+    values = {key: torch.stack([now[key], *steps]) for key, steps in ahead.items()}
+    tables = {key: rows[1:].reshape(-1) for key, rows in values.items()}
+    return Table(epoch, recursive, values, tables)
 
 
 def _depends_on_lr(scheduler: Any) -> bool:
-    """Probe: does another lr in the groups change the schedule's next values?"""
-    results = []
-    for factor in (1.0, 0.5):
-        clone, groups = detached(scheduler)
-        for group in groups:
-            group["lr"] = group["lr"] * factor + (1.0 - factor)
-        results.append(_run(clone, groups, 3)["lr"])
-    return results[0] != results[1]
-
-
-def tabulate(scheduler: Any) -> Segments:
-    """Rows that read the scheduler's next ``horizon`` values from a table.
-
-    Raises:
-        ValueError: an unknown scheduler's values depend on ``group["lr"]``, so that a table would
-            be wrong after any edit.
-    """
-    recursive = _depends_on_lr(scheduler)
-    known = type(scheduler).__module__.startswith("fused_sched.")
-    if recursive and not known:
-        raise ValueError(
-            f'{type(scheduler).__name__} computes lr from group["lr"], so its values cannot be '
-            "tabulated ahead; compute them from base_lrs and last_epoch, or call scheduler.step() "
-            "outside the graph, without fuse()"
-        )
-    cached = None if recursive else _cached(scheduler)
-    table = cached or _run(*detached(scheduler), scheduler.horizon)
-    epoch = int(scheduler.__dict__.get("last_epoch", _position(scheduler)))
-    first = epoch + 1
-    if cached:
-        first = scheduler.__dict__["_table_cache"][0]
-    elif not recursive:
-        scheduler.__dict__["_table_cache"] = (first, _fingerprint(scheduler), table)
-    segments: Segments = {}
-    for key, column in _MOVED.items():
-        values = table.get(key, [])
-        if key == "lr" or _moves(scheduler, values, key):
-            row = Row(
-                layout.TABLE_VALUE,
-                words={layout.AUX_EPOCH: first, layout.AUX_LENGTH: len(values)},
-                aux=[lane for step in values for lane in step],
-                ends=first + len(values) - 1 - epoch,
-                recursive=recursive,
-            )
-            place = getattr(scheduler, "_placed", None)
-            segments[column] = [place(row, child=False, source=key == "lr") if place else row]
-            segments[column][0].epoch = epoch
-    return segments
-
-
-def _position(scheduler: Any) -> int:
-    return 0
-
-
-def _moves(scheduler: Any, values: list[list[float]], key: str) -> bool:
-    """Whether a schedule moves a key other than lr at all."""
-    groups = scheduler.__dict__["optimizer"].param_groups
-    now = [_value({key: dict.__getitem__(group, key)}, key) for group in groups if key in group]
-    return any(step != now for step in values)
-
-
-def _fingerprint(scheduler: Any) -> Any:
-    """What the table was computed from, beside the epoch."""
-    attributes = scheduler.__dict__
-    moving = ("optimizer", "_table_cache", "last_epoch", "_step_count", "_last_lr")
-    return {key: value for key, value in attributes.items() if key not in moving}.copy()
-
-
-def _cached(scheduler: Any) -> dict[str, list[list[float]]] | None:
-    """The last table, while its epochs last and nothing it came from has changed."""
-    cache = scheduler.__dict__.get("_table_cache")
-    if cache is None or "last_epoch" not in scheduler.__dict__:
-        return None
-    first, fingerprint, table = cache
-    covered = first <= scheduler.__dict__["last_epoch"] + 1 < first + len(table["lr"])
-    return table if covered and fingerprint == _fingerprint(scheduler) else None
+    """Probe: does an edit of lr before each step change what the step makes of it?"""
+    hyper = getattr(scheduler, "hyper", "lr")
+    steps = min(getattr(scheduler, "horizon", PROBE), PROBE)
+    plain, edited = (_run(scheduler, [hyper], steps, by)[hyper] for by in (None, hyper))
+    return len(plain) != len(edited) or not all(map(torch.equal, plain, edited))

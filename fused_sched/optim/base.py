@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .ledger import Ledger
+from .loading import loading
 from .plan import capturing
 
 Closure = Callable[[], Any]
@@ -87,7 +88,10 @@ class FusedOptimizer(torch.optim.Optimizer):
         """As torch's; raises while a captured graph uses the tables."""
         ledger = self._ledger
         ledger.refuse_if_captured("add_param_group()")
+        ledger.refresh()  # what the schedules did, they did to the groups that were there
         super().add_param_group(param_group)
+        if ledger.plans:
+            ledger.stepper.adopt()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but in place: device addresses stay, so captured graphs stay valid.
@@ -102,11 +106,13 @@ class FusedOptimizer(torch.optim.Optimizer):
         if capturing():
             raise RuntimeError("load_state_dict() cannot run while a CUDA graph is being captured")
         ledger.refresh()
+        ledger.refresh_clock()
+        optimizer = ledger.optimizer  # a wrapper (Lightning's, Accelerate's) must not be loaded
         seen: list[dict[str, Any]] = []
-        handle = self.register_load_state_dict_pre_hook(lambda _, given: seen.append(given))
+        handle = optimizer.register_load_state_dict_pre_hook(lambda _, given: seen.append(given))
         try:
-            with ledger.loading(seen):
-                super().load_state_dict(state_dict)
+            with loading(ledger, seen):
+                super(FusedOptimizer, optimizer).load_state_dict(state_dict)
         finally:
             handle.remove()
 
@@ -141,4 +147,3 @@ class FusedOptimizer(torch.optim.Optimizer):
     def release_capture(self) -> None:
         """Declare every graph that captured this optimizer gone; its tables may change again."""
         self._ledger.stepper.release()
-

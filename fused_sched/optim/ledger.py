@@ -9,7 +9,7 @@ whose replays the host never sees (``captured``). A read first catches up, a wri
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,10 +17,13 @@ import torch
 from torch import Tensor
 
 from fused_sched.tables import layout
+from fused_sched.tables.block import Block
 from fused_sched.tables.program import Assembled
 
+from .explicit import step_scheduler
 from .group import Group
 from .plan import Plan, capturing
+from .rates import Rates, rates_of, read_rates, write_rates
 from .schedules import Fused, Schedules
 from .state import StateKeeper
 from .stepper import RELEASE, Stepper
@@ -29,19 +32,20 @@ from .stepper import RELEASE, Stepper
 class Ledger:
     """Everything that an optimizer keeps beside torch's own attributes."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, optimizer: Any) -> None:
         self._optimizer = weakref.ref(optimizer)
-        self.keeper = StateKeeper(type(optimizer))
-        self.schedules = Schedules(type(optimizer)._COLUMNS)  # type: ignore[attr-defined]
+        self.rules: Any = type(optimizer)
+        self.keeper = StateKeeper(self.rules)
+        self.schedules = Schedules(self.rules._COLUMNS)
         self.plans: dict[torch.device, Plan] = {}
         self.programs: list[Assembled] = []
         self.pending = 0
         self.values_ahead = False
         self.clock_ahead = False
         self.captured = False
-        self.stale = False
         self._since_upload = 0
         self._busy = 0
+        self._zeroed: set[int] = set()  # groups whose lr was assigned 0 since the last step
         self.stepper = Stepper(self)
 
     @property
@@ -49,6 +53,10 @@ class Ledger:
         optimizer = self._optimizer()
         assert optimizer is not None
         return optimizer
+
+    def _blocks(self) -> list[Plan]:
+        """The plans that have a block on their device."""
+        return [plan for plan in self.plans.values() if plan.block is not None]
 
     # -- reading ---------------------------------------------------------------------------------
 
@@ -73,21 +81,15 @@ class Ledger:
 
     def _fetch(self) -> None:
         """Read the device's values; waits for it, once."""
-        plan = next((p for p in self.plans.values() if p.block is not None), None)
         self.pending = 0
         self.values_ahead = False
-        if plan is None or plan.block is None:
+        plans = self._blocks()
+        if not plans:
             return
-        host = plan.block.fetch()
-        self._take_clock(plan, host)
+        assert plans[0].block is not None
+        host = plans[0].block.fetch()
         with self.host_only():
-            columns = dict.fromkeys(name for p in self.programs for name in p.columns)
-            current = host.record[int(host.clock[layout.CLOCK]) & 1].tolist()
-            decode = type(self.optimizer)._decode
-            for name in columns:
-                values = current[self.schedules.columns.index(name)]
-                for group, value in zip(self.optimizer.param_groups, values, strict=True):
-                    decode(group, name, value)
+            self._take_values(host)
             self.schedules.lift(host, self.programs)
         if host.clock[layout.OVERRUN]:
             raise RuntimeError(
@@ -96,17 +98,21 @@ class Ledger:
                 "the scheduler, or call scheduler.step() outside the graph."
             )
 
-    def _take_clock(self, plan: Plan, host: Any) -> None:
-        plan.clock = int(host.clock[layout.CLOCK])
-        plan.offsets = host.offsets.tolist()
+    def _take_values(self, host: Block) -> None:
+        """Put the scheduled columns into the groups, as Python floats."""
+        current = host.record[int(host.clock[layout.CLOCK]) & 1].tolist()
+        for name in dict.fromkeys(name for program in self.programs for name in program.columns):
+            values = current[self.schedules.columns.index(name)]
+            for group, value in zip(self.optimizer.param_groups, values):
+                self.rules._decode(group, name, value)
 
     def refresh_clock(self) -> None:
         """Bring the host's step counts up to date."""
         if (self.clock_ahead or self.captured) and not capturing():
-            for plan in self.plans.values():
-                if plan.block is not None:
-                    self._take_clock(plan, plan.block.fetch())
+            for plan in self._blocks():
+                plan.take_clock()
             self.clock_ahead = False
+            self.keeper.behind = True
 
     @property
     def hosting(self) -> bool:
@@ -124,62 +130,86 @@ class Ledger:
 
     # -- writing ---------------------------------------------------------------------------------
 
-    def before_write(self, key: str) -> None:
-        """Raise if a write cannot reach the device now; catch up if it must build on its values."""
-        if self._busy:
+    def before_write(self, group: Group, key: str, value: Any) -> None:
+        """Raise if a write cannot take effect; catch up if it must build on the device's values."""
+        optimizer = self._optimizer()
+        if self._busy or optimizer is None:
             return
-        columns = type(self.optimizer)._KEYS.get(key)
-        if columns and capturing():
+        columns = key in self.rules._KEYS
+        if columns:
+            self._refuse_write(group, key, value)
+        if key == "lr":
+            zero = _is_zero(value)
+            (self._zeroed.add if zero else self._zeroed.discard)(id(group))
+        recursive = any(program.recursive for program in self.programs)
+        if not columns or recursive or not (self.values_ahead or self.captured):
+            self.refresh()
+
+    def _refuse_write(self, group: Group, key: str, value: Any) -> None:
+        if capturing():
             raise RuntimeError(
                 f"param_group[{key!r}] was assigned while a CUDA graph is being captured; the "
                 "graph would not replay the assignment. Assign it before the capture or between "
                 "replays, or let a fused_sched scheduler move it inside the graph."
             )
-        if not columns or not (self.values_ahead or self.captured):
-            self.refresh()
+        if not self.plans:
+            return
+        before = group.raw()
+        after = before | {key: value}
+        self.encode(after)
+        if not self.captured:
+            return
+        if len(self.rules._state_names(after)) > len(self.rules._state_names(before)):
+            raise RuntimeError(
+                f"param_group[{key!r}] = {value!r} needs another state, but {RELEASE}."
+            )
+        if isinstance(before.get(key), Tensor) and before[key] is not value:
+            raise RuntimeError(
+                f"A captured graph reads {key} from the tensor in this group; write into it with "
+                f"param_group[{key!r}].fill_({value!r}), or {RELEASE}."
+            )
 
     def after_write(self, group: Group, key: str) -> None:
         """Send one group's new value to the device."""
-        if self._busy or not self.plans:
+        optimizer = self._optimizer()
+        if self._busy or not self.plans or optimizer is None:
             return
-        numbers = [i for i, g in enumerate(self.optimizer.param_groups) if g is group]
-        columns = type(self.optimizer)._KEYS.get(key, ())
-        if not numbers or not any(plan.block is not None for plan in self.plans.values()):
+        numbers = [i for i, g in enumerate(optimizer.param_groups) if g is group]
+        if not numbers or not self._blocks():
             return
-        with self.host_only():
-            values = dict(zip(self.schedules.columns, self._encode(group), strict=True))
-        if not columns or any(p.recursive for p in self.programs):
+        columns = self.rules._KEYS.get(key, ())
+        if not columns or any(program.recursive for program in self.programs):
             self.upload()
             return
-        for plan in self.plans.values():
-            if plan.block is not None:
-                plan.join_stream()
-                for name in columns:
-                    index = self.schedules.columns.index(name)
-                    plan.block.write(index, numbers[0], values[name])
+        values = dict(zip(self.schedules.columns, self.encode(group.raw()), strict=True))
+        for plan in self._blocks():
+            plan.write(numbers[0], {self.schedules.columns.index(n): values[n] for n in columns})
 
-    def _encode(self, group: dict[str, Any]) -> list[float]:
-        return type(self.optimizer)._encode(group)
+    def encode(self, group: Mapping[str, Any]) -> list[float]:
+        """A group's columns; an lr on a device is read there, before each launch."""
+        lr = group["lr"]
+        if isinstance(lr, Tensor) and lr.device.type != "cpu":
+            group = {**group, "lr": 0.0}
+        return self.rules._encode(group)
 
     def upload(self) -> None:
         """Send every value and schedule position to every device."""
-        self._upload([plan for plan in self.plans.values() if plan.block is not None])
+        self._upload(self._blocks())
 
     def upload_into(self, plan: Plan) -> None:
         """Give a plan its block, filled."""
         if plan.device.type == "cuda":
             self.schedules.own_programs(tabulate=False)
         self.refresh()
-        self._upload([*(p for p in self.plans.values() if p.block is not None), plan])
+        self._upload([*self._blocks(), plan])
 
     def _upload(self, plans: Sequence[Plan]) -> None:
-        self.stale = False
         self._since_upload = 0
         if not plans:
             return
         with self.host_only():
             groups = self.optimizer.param_groups
-            encoded = [self._encode(group) for group in groups]
+            encoded = [self.encode(group) for group in groups]
             self.programs = self.schedules.lower(len(groups))
         record = torch.tensor(encoded, dtype=torch.float64).t().contiguous()
         for plan in plans:
@@ -208,79 +238,15 @@ class Ledger:
 
     def step_scheduler(self, scheduler: Any, *args: Any, **kwargs: Any) -> None:
         """``scheduler.step()`` of one of our schedulers."""
-        if self._busy:
-            scheduler._host_step(*args, **kwargs)
-            return
-        fused = self.schedules.find(scheduler)
-        if fused is not None and not args and not kwargs:
-            self._answer(fused)
-        elif not self._advance_on_device(scheduler, args, kwargs):
-            self.refresh()
-            with self.host_only():
-                scheduler._host_step(*args, **kwargs)
-            self.upload()
-
-    def _answer(self, fused: Fused) -> None:
-        """A ``step()`` call for a schedule that has already moved: only check the cadence."""
-        if self.captured or self.values_ahead or capturing():
-            return
-        advances = fused.steps // fused.interval
-        if advances - fused.answered >= 2:
-            steps = (advances - fused.answered) * fused.interval
-            raise RuntimeError(
-                f"{type(fused.scheduler).__name__}.step() was called once in {steps} optimizer "
-                f"steps, but the schedule is fused to advance every {fused.interval}. Pass the "
-                "interval that you mean to fused_sched.fuse(), or do not fuse it."
-            )
-        fused.answered = min(fused.answered + 1, advances)
-
-    def _advance_on_device(self, scheduler: Any, args: Any, kwargs: Any) -> bool:
-        """Launch the scheduler's own program where the host cannot run it; False if it can."""
-        metric = scheduler._device_metric(*args, **kwargs)
-        inside = capturing()
-        on_device = metric is not None and metric.device in self.plans
-        if not (inside or self.captured or self.values_ahead or on_device):
-            return False
-        number = self.schedules.program_of(scheduler)
-        if number is None and not inside and not self.captured and on_device:
-            self.stepper.prepare()
-            number = self.schedules.program_of(scheduler)
-        if number is None or (metric is None and (args or kwargs)):
-            if inside:
-                reason = self.schedules.refused.get(
-                    id(scheduler), "call optimizer.prepare() before the capture"
-                )
-                raise RuntimeError(f"{type(scheduler).__name__}.step() cannot be captured: {reason}")
-            return False
-        for plan in self.plans.values():
-            if plan.block is not None:
-                plan.join_stream()
-                self.read_tensors()
-                place = None if metric is None else metric.to(plan.device, torch.float64).reshape(1)
-                plan.engine.advance(plan.block, plan.block.programs[number], metric=place)
-        self.write_tensors()
-        self.captured |= inside
-        self.values_ahead = True
-        return True
+        step_scheduler(self, scheduler, *args, **kwargs)
 
     # -- steps -----------------------------------------------------------------------------------
-
-    def settle(self) -> None:
-        """Send values that changed without passing through a group: new groups, CPU tensors."""
-        if self.stale:
-            if capturing():
-                raise RuntimeError(
-                    "The param groups were replaced since the last step, which a capture cannot "
-                    "take over; call optimizer.prepare() before the capture"
-                )
-            self.refresh()
-            self.upload()
 
     def check_end(self) -> None:
         """Before a fused step: renew a table that ends, raise where torch's schedule raises."""
         if not self.schedules.fused or self.values_ahead or self.captured:
             return
-        if not any(plan.block is not None for plan in self.plans.values()):
+        if not self._blocks():
             self.refresh()
             return
         ends = self.programs[0].ends if self.programs else None
@@ -290,71 +256,79 @@ class Ledger:
                 self.schedules.rehearse()
             self.upload()
 
+    def is_probe(self) -> bool:
+        """Whether the step is one of those by which torch's checkpoints fill an empty state.
+
+        ``torch.distributed.checkpoint`` assigns lr 0 to every group and steps once; neither the
+        params nor the schedule may move.
+        """
+        everyone = self._zeroed == {id(group) for group in self.optimizer.param_groups}
+        return bool(self._zeroed) and everyone and not self.keeper.state
+
     def count(
         self, plans: Sequence[Plan], grads: Sequence[Sequence[int]], moved: bool, scaled: bool
     ) -> None:
         """The account of a step that has been launched."""
+        self.keeper.behind = True
+        self._zeroed.clear()
         if any(capturing(plan.device) for plan in plans):
             self.captured = True
             return
-        fused = self.schedules.fused
         if scaled:
             self.clock_ahead = True
         else:
             for plan, addresses in zip(plans, grads, strict=True):
                 plan.count_step(addresses)
-        if not fused:
-            return
-        if plans and (scaled or self.lr_tensors()):
+        if self.schedules.fused:
+            rates = bool(self.rates())
+            self._count_advance(moved, unknown=bool(plans) and (scaled or rates))
+            if rates and not plans:
+                self.refresh()  # the user reads the tensor without asking us
+
+    def _count_advance(self, moved: bool, unknown: bool) -> None:
+        """The account of the fused schedules, which only the device knows if ``unknown``."""
+        if unknown:
             self.values_ahead = True
-        elif moved or any(one.on_skip for one in fused):
-            self._since_upload += 1
+            return
+        self._since_upload += 1
+        for fused in self.schedules.fused:
+            fused.steps += moved or fused.on_skip
+        if moved:
             self.pending += 1
-            for one in fused:
-                one.steps += 1
+        else:
+            self.refresh()
+            with self.host_only():
+                self.schedules.advance_on_skip()
 
-    def lr_tensors(self) -> list[tuple[int, Tensor]]:
+    def rates(self) -> Rates:
         """(group, lr) of the groups whose user keeps lr in a tensor."""
-        groups = enumerate(self.optimizer.param_groups)
-        rates = ((number, dict.__getitem__(group, "lr")) for number, group in groups)
-        return [(number, lr) for number, lr in rates if isinstance(lr, Tensor)]
+        return rates_of(self.optimizer.param_groups)
 
-    def read_tensors(self) -> None:
-        """The user's lr tensors: into the record before the launch."""
-        for number, lr in self.lr_tensors():
-            for plan in self.plans.values():
-                if plan.block is not None:
-                    value = lr.detach().reshape(())
-                    plan.block.record[:, 0, number].copy_(value, non_blocking=True)
+    def read_rates(self) -> None:
+        """The user's lr tensors, into the record."""
+        read_rates(self.rates(), self._blocks())
 
-    def write_tensors(self) -> None:
-        """What a schedule on the device made of them: back into the user's tensors."""
-        plan = next((p for p in self.plans.values() if p.block is not None), None)
-        for number, lr in self.lr_tensors():
-            if plan is not None and plan.block is not None:
-                current = plan.block.record.index_select(0, plan.block.clock[:1] & 1)
-                lr.copy_(current[0, 0, number].reshape(lr.shape))
+    def write_rates(self) -> None:
+        """What a schedule on the device made of them, into the user's tensors."""
+        write_rates(self.rates(), next(iter(self._blocks()), None))
 
-    # -- checkpoints -----------------------------------------------------------------------------
+    # -- state, captures -------------------------------------------------------------------------
 
     def refuse_if_captured(self, what: str) -> None:
         if self.captured:
             raise RuntimeError(f"{what} changes the tables, but {RELEASE}.")
 
-    @contextmanager
-    def loading(self, given: list[dict[str, Any]]) -> Iterator[None]:
-        """Around torch's ``load_state_dict``: its groups, but the checkpoint's own tensors."""
-        optimizer = self.optimizer
-        before = optimizer.param_groups, self.keeper.state
-        try:
-            yield
-            self.keeper.take(given[-1], optimizer.param_groups)
-        except BaseException:
-            optimizer.param_groups, self.keeper.state = before
-            raise
-        self.stepper.load()
-
     def show_state(self) -> Any:
         """``optimizer.state`` as of now."""
-        self.refresh_clock()
-        return self.keeper.show(self.plans.values())
+        keeper = self.keeper
+        keeper.shown = True
+        if not self._busy and not capturing():
+            self.refresh_clock()
+            if keeper.behind:
+                keeper.write_steps(self.plans.values())
+        return keeper.state
+
+
+def _is_zero(value: Any) -> bool:
+    on_host = not isinstance(value, Tensor) or value.device.type == "cpu"
+    return on_host and float(value) == 0.0

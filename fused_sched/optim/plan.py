@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fused_sched.tables import layout
 from fused_sched.tables.block import Block, Program, send
 from fused_sched.tables.params import Member, ParamTable
 from fused_sched.tables.program import Assembled
@@ -84,6 +85,20 @@ class Plan:
             if program.aux.numel():
                 send(mine.aux[: program.aux.numel()], program.aux)
 
+    def write(self, group: int, values: Mapping[int, float]) -> None:
+        """Send one group's values, by column."""
+        assert self.block is not None
+        self.join_stream()
+        for column, value in values.items():
+            self.block.write(column, group, value)
+
+    def take_clock(self, host: Block | None = None) -> None:
+        """Take the device's clock and offsets; waits for it."""
+        assert self.block is not None
+        host = host or self.block.fetch()
+        self.clock = int(host.clock[layout.CLOCK])
+        self.offsets = host.offsets.tolist()
+
     def join_stream(self) -> None:
         """Order this stream's work behind the last launch's."""
         if self.device.type != "cuda" or capturing(self.device):
@@ -94,8 +109,10 @@ class Plan:
         self._last_stream = stream
 
     def load(self) -> None:
-        """Load the kernels that the present table needs."""
+        """Load the kernels that the present table and its gradients need."""
         assert self.block is not None
+        if not self.table.arrange(allocate=not capturing(self.device)):
+            self.refuse_capture("its gradients have other dtypes than before")
         key = (self.table.kinds, self.table.state_slots, self.table.iterations)
         if key not in self.loaded:
             if capturing(self.device):
@@ -113,9 +130,13 @@ class Plan:
         return program if program.rows else None
 
     def launch(
-        self, grads: Sequence[int], scale: Tensor | None, found_inf: Tensor | None
-    ) -> ParamTable:
-        """One step of every member; returns the table whose addresses it used."""
+        self,
+        grads: Sequence[int],
+        scale: Tensor | None,
+        found_inf: Tensor | None,
+        advance: bool,
+    ) -> None:
+        """One step of every member, and one advance of the fused schedules if ``advance``."""
         assert self.block is not None
         table = self.table
         if capturing(self.device):
@@ -127,10 +148,10 @@ class Plan:
         for member in staged:
             member.stage_in()
         table.send_addresses(grads)
-        self.engine.update(self.block, table, self.fused_program(), self.rule, scale, found_inf)
+        program = self.fused_program() if advance else None
+        self.engine.update(self.block, table, program, self.rule, scale, found_inf)
         for member in staged:
             member.stage_out(unscaled=scale is not None)
-        return table
 
     def count_step(self, grads: Sequence[int]) -> None:
         """The host's account of a launch that moved."""
@@ -142,10 +163,9 @@ class Plan:
     def step_of(self, member: Member) -> int:
         return self.clock - self.offsets[member.index]
 
-    def need_table(self, missing: Sequence[int]) -> None:
-        """Refuse what would have to be allocated while a stream captures."""
+    def refuse_capture(self, what: str) -> None:
+        """Raise while a stream captures, where something would have to be allocated."""
         if capturing(self.device):
-            what = f"param {missing[0]} has no state yet" if missing else "nothing is allocated yet"
             raise RuntimeError(
                 f"{self.name}.step() cannot be captured: {what}, and memory that is set up inside "
                 f"a capture would be set up again at every replay; {_NEEDS_PREPARE}"

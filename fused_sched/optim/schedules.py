@@ -9,7 +9,10 @@ from typing import Any
 
 from fused_sched.tables import layout
 from fused_sched.tables.block import Block
-from fused_sched.tables.program import Assembled, Entry, assemble
+from fused_sched.tables.program import Assembled, Entry, Segments, Source, assemble
+
+NO_FORM = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What running a scheduler ahead raises, from torch's code and users' alike."""
 
 
 @dataclass
@@ -50,7 +53,7 @@ class Schedules:
     def __init__(self, columns: Sequence[str]) -> None:
         self.columns = columns
         self.fused: list[Fused] = []
-        self.explicit: list[Any] = []  # schedulers with a program of their own, held weakly
+        self.explicit: list[weakref.ref[Any]] = []  # those with a program of their own
         self.refused: dict[int, str] = {}
         self._roots: list[weakref.ref[Any]] = []
 
@@ -67,10 +70,15 @@ class Schedules:
         return next((f for f in self.fused if f.scheduler is scheduler), None)
 
     def fuse(self, fused: Fused) -> None:
-        """Add a scheduler to the launch, or give one there another cadence."""
+        """Add a scheduler to the launch, or give the one there another cadence, in its place."""
         self.explicit = [ref for ref in self.explicit if ref() is not fused.scheduler]
-        kept = [one for one in self.fused if one.scheduler is not fused.scheduler]
-        self.fused = [*kept, fused]
+        for number, other in enumerate(self.fused):
+            if other.scheduler is fused.scheduler:
+                self.fused[number] = fused
+                return
+        self.fused.append(fused)
+
+    # -- lowering --------------------------------------------------------------------------------
 
     def own_programs(self, tabulate: bool) -> None:
         """Give every scheduler that is not fused a program of its own.
@@ -79,32 +87,44 @@ class Schedules:
             tabulate: also those whose values must be computed ahead, which calls user code.
         """
         for scheduler in self.roots():
-            if self.find(scheduler) or any(ref() is scheduler for ref in self.explicit):
+            if self.find(scheduler) or self.program_of(scheduler) is not None:
                 continue
-            try:
-                if scheduler._tabulated() and not tabulate:
-                    reason = "its values must be tabulated first; call optimizer.prepare()"
-                    self.refused[id(scheduler)] = reason
-                    continue
-                scheduler._segments()
-            except (ArithmeticError, TypeError, ValueError, RuntimeError) as error:
-                self.refused[id(scheduler)] = str(error)
-                continue
-            self.explicit.append(weakref.ref(scheduler))
+            if not tabulate and scheduler._tabulated():
+                reason = "its values must be tabulated first; call optimizer.prepare()"
+                self.refused[id(scheduler)] = reason
+            elif self._lowered(scheduler) is not None:
+                self.explicit.append(weakref.ref(scheduler))
 
-    def lower(self, groups: int) -> list[Assembled]:
-        """Every program with the schedulers' values of now: the fused one, then the explicit."""
-        programs = [assemble([fused.entry() for fused in self.fused], self.columns, groups)]
+    def _lowered(self, scheduler: Any) -> Segments | None:
+        """A scheduler's rows; None, with the reason noted, if it has no device form now."""
+        try:
+            return scheduler._segments()
+        except NO_FORM as error:
+            self.refused[id(scheduler)] = str(error)
+            return None
+
+    def lower(self, groups: int, before: Sequence[Assembled] = ()) -> list[Assembled]:
+        """Every program with the schedulers' values of now: the fused one, then the explicit.
+
+        Args:
+            before: the programs of last time.
+        """
+        entries = [[fused.entry() for fused in self.fused]]
+        kept = []
         for ref in self.explicit:
             scheduler = ref()
-            entries = [] if scheduler is None else [Entry(scheduler._segments())]
-            programs.append(assemble(entries, self.columns, groups))
-        return programs
+            segments = None if scheduler is None else self._lowered(scheduler)
+            if segments is not None:
+                kept.append(ref)
+                entries.append([Entry(segments)])
+        self.explicit = kept
+        last = [*before, *[None] * len(entries)]
+        return [assemble(one, self.columns, groups, last[i]) for i, one in enumerate(entries)]
 
-    def rehearse(self) -> None:
-        """Raise what torch raises at the next advance, changing nothing."""
-        for fused in self.fused:
-            fused.scheduler._rehearse()
+    def forget_tables(self) -> None:
+        """A scheduler has been changed by hand: what was run ahead may be stale."""
+        for scheduler in self.roots():
+            scheduler._forget_tables()
 
     def program_of(self, scheduler: Any) -> int | None:
         """The number of a scheduler's own program in the block."""
@@ -113,26 +133,51 @@ class Schedules:
                 return number
         return None
 
+    # -- the host's side -------------------------------------------------------------------------
+
+    def advance_on_skip(self) -> None:
+        """A step that ``found_inf`` stopped: only those advance that do so regardless."""
+        for fused in self.fused:
+            if fused.on_skip:
+                fused.advance()
+
+    def rehearse(self) -> None:
+        """Raise what torch raises at the next advance, changing nothing."""
+        for fused in self.fused:
+            if fused.tick + 1 >= fused.interval:
+                fused.scheduler._rehearse()
+
     def lift(self, host: Block, programs: Sequence[Assembled]) -> None:
         """Take the schedulers' positions from a fetched block."""
         for program, assembled in zip(host.programs, programs, strict=True):
             ops = program.ops.tolist()
-            for index, ref in assembled.sources:
-                scheduler = ref()
-                if scheduler is not None:
-                    words = ops[index]
-                    lanes = program.lanes[index].tolist()
-                    scheduler._lift(words[layout.EPOCH], words[layout.COUNT], lanes)
+            for source in assembled.sources:
+                self._lift_source(source, ops[source.row], program.lanes, assembled)
         if self.fused and programs:
             self._lift_ticks(host, programs[0])
         for scheduler in self.roots():
             scheduler._lift_composite()
 
+    def _lift_source(
+        self, source: Source, words: Sequence[int], lanes: Any, assembled: Assembled
+    ) -> None:
+        scheduler = source.scheduler()
+        if scheduler is None:
+            return
+        known = assembled.ops[source.row]
+        values = lanes[source.row].tolist()
+        if source.ahead:
+            scheduler._catch_up(words[layout.EPOCH] - int(known[layout.EPOCH]), values)
+        else:
+            scheduler._lift(words[layout.EPOCH], words[layout.COUNT], values)
+        known[layout.EPOCH] = words[layout.EPOCH]
+
     def _lift_ticks(self, host: Block, assembled: Assembled) -> None:
         ops = host.programs[0].ops
         for fused in self.fused:
             inside = {id(fused.scheduler), *(id(s) for s in fused.scheduler._children())}
-            for index, ref in assembled.sources:
-                if id(ref()) in inside and ops[index, layout.INTERVAL] == fused.interval:
-                    fused.tick = int(ops[index, layout.TICK])
+            for source in assembled.sources:
+                row = source.row
+                if id(source.scheduler()) in inside and ops[row, layout.INTERVAL] == fused.interval:
+                    fused.tick = int(ops[row, layout.TICK])
                     break

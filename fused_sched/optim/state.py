@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import _get_scalar_dtype
 
-from fused_sched.tables.local import is_dense, local, real, same_layout
+from fused_sched.tables.local import SUPPORTED, is_dense, local, real, same_layout
 from fused_sched.tables.params import Member
 
-from .plan import Plan, capturing
+from .plan import Plan
+
+Entry = dict[str, Any]
 
 
 class StateKeeper:
@@ -22,72 +25,70 @@ class StateKeeper:
 
     Attributes:
         state: torch's ``{param: {"step": ..., "exp_avg": ...}}``.
-        shown: somebody has read ``state`` since the last step and may have changed it.
+        shown: somebody may have changed ``state`` since the tables were built from it.
+        behind: launches have run since the step counts in ``state`` were written.
     """
 
     def __init__(self, rules: Any) -> None:
         self._rules = rules
-        self.state: defaultdict[Tensor, dict[str, Any]] = defaultdict(dict)
+        self.state: defaultdict[Tensor, Entry] = defaultdict(dict)
         self.shown = False
-        self._reserve: dict[Tensor, dict[str, Any]] = {}
-        self._steps_seen: dict[int, tuple[Any, int]] = {}
+        self.behind = False
+        self._reserve: dict[Tensor, Entry] = {}
+        self._steps_seen: dict[Tensor, tuple[Any, int]] = {}  # what ``state`` holds, by us
+        self._hidden: set[Tensor] = set()  # params whose momentum buffer is shown as None
 
     # -- in --------------------------------------------------------------------------------------
 
-    def member(self, param: Tensor, index: int, group_number: int, group: dict[str, Any]) -> Member:
+    def member(self, param: Tensor, index: int, number: int, group: Mapping[str, Any]) -> Member:
         """A row of the param table, with state as torch's first step would create it.
 
         Raises:
+            KeyError: there is state of the param, but not all that its group asks for.
             ValueError: a state tensor has another shape than its param.
         """
-        entry = self.state.get(param) or self._reserve.get(param)
-        if not entry:
-            entry = self._reserve[param] = self._new_entry(param, group)
+        entry = self.state.get(param)
+        if entry:
+            self._reserve.pop(param, None)
+        else:
+            entry = self._reserve.get(param) or {}
         names = self._rules._state_names(group)
-        states: list[Tensor | None] = [self._usable(param, entry, name) for name in names]
-        dtypes = {state.dtype for state in states if state is not None}
-        if len(dtypes) > 1:
-            for name, state in zip(names, states, strict=True):
-                assert state is not None
-                entry[name] = state.to(torch.promote_types(*sorted(dtypes, key=str)[:2]))
-            states = [entry[name] for name in names]
-        return Member(param, index, group_number, states)
-
-    def _new_entry(self, param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
-        entry: dict[str, Any] = {}
+        tensors = _of_one_dtype({name: self._tensor(param, entry, name) for name in names})
+        if self._rules._HAS_STEP and "step" not in entry:
+            entry = self._first_step(param, group) | entry
+        entry.update(tensors)
+        if self.state.get(param):
+            self.state[param] = entry
+        else:
+            self._reserve[param] = entry
         if self._rules._HAS_STEP:
-            on_device = group.get("fused") or group.get("capturable")
-            dtype = _get_scalar_dtype(is_fused=group.get("fused"))
-            where = param.device if on_device else "cpu"
-            entry["step"] = torch.zeros((), dtype=dtype, device=where)
-        return entry
+            self._steps_seen[param] = entry["step"], int(entry["step"])
+        self._hidden.discard(param)
+        return Member(param, index, number, list(tensors.values()))
 
-    def _usable(self, param: Tensor, entry: dict[str, Any], name: str) -> Tensor:
+    def _first_step(self, param: Tensor, group: Mapping[str, Any]) -> Entry:
+        on_device = group.get("fused") or group.get("capturable")
+        dtype = _get_scalar_dtype(is_fused=group.get("fused"))
+        return {"step": torch.zeros((), dtype=dtype, device=param.device if on_device else "cpu")}
+
+    def _tensor(self, param: Tensor, entry: Entry, name: str) -> Tensor:
+        """A state tensor that the kernel can address: the entry's own, a copy of it, or zeros."""
         state = entry.get(name)
         if state is None:
-            state = torch.zeros_like(param, memory_format=torch.preserve_format)
-        elif state.shape != param.shape:
-            raise ValueError(
-                f"State {name!r} has shape {tuple(state.shape)}, its param {tuple(param.shape)}; "
-                "load a checkpoint of this model, or start with an empty state"
-            )
-        elif not self._addressable(param, state):
+            if self._rules._HAS_STEP and int(entry.get("step", 0)) > 0:
+                raise KeyError(name)  # as torch's: there are steps, but not this moment of them
+            return torch.zeros_like(param, memory_format=torch.preserve_format).detach()
+        _check_shape(name, state, param)
+        if real(local(state)).dtype not in SUPPORTED:
+            raise TypeError(f"State {name!r} has dtype {state.dtype}; expected a floating one")
+        if not _addressable(param, state):
             fresh = torch.zeros_like(param, dtype=state.dtype, memory_format=torch.preserve_format)
             state = fresh.copy_(state)
-        entry[name] = state.detach()
-        return state
-
-    def _addressable(self, param: Tensor, state: Tensor) -> bool:
-        mine, dense = real(local(state)), real(local(param))
-        if not is_dense(dense):
-            dense = torch.empty_like(dense, device="meta")
-        return state.device == param.device and same_layout(mine, dense)
+        return state.detach()
 
     def step_of(self, param: Tensor) -> int:
         """Steps that the state has behind it; 0 means that its moments count as zero."""
-        entry = self.state.get(param)
-        if not entry:
-            return 0
+        entry = self.state.get(param) or {}
         if self._rules._HAS_STEP:
             return int(entry.get("step", 0))
         return int(any(isinstance(value, Tensor) for value in entry.values()))
@@ -100,129 +101,174 @@ class StateKeeper:
             return
         for member in members:
             entry = self._reserve.pop(member.param, None)
-            if entry is not None:
+            if entry:
                 self.state[member.param] = entry
 
-    def show(self, plans: Iterable[Plan]) -> defaultdict[Tensor, dict[str, Any]]:
-        """``optimizer.state`` with the step counts of now."""
-        self.shown = True
-        if not capturing():
-            for plan in plans:
-                self._write_steps(plan)
-        return self.state
+    def write_steps(self, plans: Iterable[Plan]) -> None:
+        """Bring the step counts in ``state`` up to date, except where others wrote their own."""
+        self.behind = False
+        for plan in plans:
+            if self._rules._HAS_STEP:
+                self._write_counts(plan)
+            else:
+                self._write_buffers(plan)
 
-    def _write_steps(self, plan: Plan) -> None:
-        hosted: list[tuple[Tensor, int]] = []
+    def _write_counts(self, plan: Plan) -> None:
+        on_device: list[tuple[Tensor, int]] = []
         for member in plan.table.members:
             entry = self.state.get(member.param)
-            if not entry:
+            if not entry or self.told_step(member, False) is not None:
                 continue
             step = plan.step_of(member)
-            if not self._rules._HAS_STEP:
-                self._show_first_step(entry, member, step)
-                continue
             if entry["step"].device.type == "cpu":
                 entry["step"].fill_(step)
             else:
-                hosted.append((entry["step"], member.index))
-            self._steps_seen[member.index] = (entry["step"], step)
-        if hosted and plan.block is not None:
+                on_device.append((entry["step"], member.index))
+            self._steps_seen[member.param] = entry["step"], step
+        if on_device and plan.block is not None:
             steps = (plan.block.clock[0] - plan.block.offsets).to(torch.float32)
-            torch._foreach_copy_([s for s, _ in hosted], [steps[i] for _, i in hosted])
+            targets = [target for target, _ in on_device]
+            torch._foreach_copy_(targets, [steps[index] for _, index in on_device])
 
-    def _show_first_step(self, entry: dict[str, Any], member: Member, step: int) -> None:
+    def _write_buffers(self, plan: Plan) -> None:
         """Before its first step a momentum buffer is None, as stock torch's is."""
-        for name, state in zip(self._rules._STATES, member.states, strict=False):
-            entry[name] = state if step > 0 else None
+        for member in plan.table.members:
+            entry = self.state.get(member.param)
+            if not entry or self.replaced(member):
+                continue
+            hide = plan.step_of(member) == 0
+            (self._hidden.add if hide else self._hidden.discard)(member.param)
+            for name, state in self._slots(member):
+                entry[name] = None if hide else state
+
+    def _slots(self, member: Member) -> Iterable[tuple[str, Tensor]]:
+        named = zip(self._rules._STATES, member.states, strict=False)
+        return ((name, state) for name, state in named if state is not None)
 
     # -- changes by others -----------------------------------------------------------------------
 
-    def changed_steps(self, plan: Plan) -> bool:
-        """Take step counts that others wrote; True if any did."""
-        changed = False
-        for member in plan.table.members:
-            entry = self.state.get(member.param)
-            if self._rules._HAS_STEP and entry:
-                seen = self._steps_seen.get(member.index)
-                on_cpu = isinstance(entry["step"], Tensor) and entry["step"].device.type == "cpu"
-                if seen is not None and seen[0] is entry["step"] and not on_cpu:
-                    continue
-                step = int(entry["step"])
-            else:
-                step = self.step_of(member.param)
-                if not self._rules._HAS_STEP and step == int(plan.step_of(member) > 0):
-                    continue
-            if step != plan.step_of(member):
-                plan.offsets[member.index] = plan.clock - step
-                changed = True
-        return changed
-
     def replaced(self, member: Member) -> bool:
         """Whether the state dict holds other tensors than the table."""
-        if member.param in self._reserve:
-            return False
-        entry = self.state.get(member.param) or {}
-        names = self._rules._STATES[: len(member.states)]
+        param = member.param
+        entry = self.state.get(param)
+        if not entry:
+            return bool(member.states) and param not in self._reserve
+        if param in self._reserve:
+            return True
+        hidden = param in self._hidden
         return any(
-            entry.get(name) is not state and not (entry.get(name) is None and "step" not in entry)
-            for name, state in zip(names, member.states, strict=True)
-            if state is not None
+            entry.get(name) is not state and not (hidden and entry.get(name) is None)
+            for name, state in self._slots(member)
         )
 
-    def take(self, given: dict[str, Any], groups: list[dict[str, Any]]) -> None:
-        """The state of a checkpoint, every tensor in its own dtype.
+    def told_step(self, member: Member, replaced: bool) -> int | None:
+        """The step count that others put into the state dict; None if nobody did."""
+        if not self._rules._HAS_STEP:
+            return self.step_of(member.param) if replaced else None
+        entry = self.state.get(member.param)
+        if not entry:
+            return 0 if replaced else None
+        written, value = self._steps_seen.get(member.param, (None, -1))
+        step = entry.get("step", 0)
+        unread = isinstance(step, Tensor) and step.device.type != "cpu"
+        if step is written and (unread or int(step) == value):
+            return None
+        return int(step)
 
-        Raises:
-            ValueError: a state tensor has another shape than its param.
-        """
-        state: defaultdict[Tensor, dict[str, Any]] = defaultdict(dict)
-        params = [(p, group) for group in groups for p in dict.__getitem__(group, "params")]
-        numbers = [number for group in given["param_groups"] for number in group["params"]]
-        of_number = dict(zip(numbers, params, strict=True))
-        for key, entry in given["state"].items():
-            if key in of_number:
-                param, group = of_number[key]
-                self._check_shapes(entry, param)
-                on_device = dict.get(group, "fused") or dict.get(group, "capturable")
-                state[param] = _copied(entry, param, host_step=not on_device)
-            else:
-                state[key] = entry
-        self.state = state
-        self.shown = True
+    def same_dtypes(self, member: Member) -> bool:
+        """Whether the state dict's tensors fit into the table's without being rounded."""
+        entry = self.state.get(member.param) or {}
+        return all(
+            entry.get(name) is None or entry[name].dtype == state.dtype
+            for name, state in self._slots(member)
+        )
 
-    def _check_shapes(self, entry: dict[str, Any], param: Tensor) -> None:
-        for name in self._rules._STATES:
-            value = entry.get(name)
-            if isinstance(value, Tensor) and value.shape != param.shape:
-                raise ValueError(
-                    f"The checkpoint's {name} has shape {tuple(value.shape)}, its param "
-                    f"{tuple(param.shape)}; nothing was loaded"
-                )
-
-    def copy_in_place(self, member: Member) -> None:
-        """Bring replaced tensors into the ones whose addresses a graph knows."""
-        entry = self.state[member.param]
-        for name, state in zip(self._rules._STATES, member.states, strict=False):
-            if state is None:
-                continue
-            theirs = entry.get(name)
+    def restore(self, member: Member, group: Mapping[str, Any]) -> None:
+        """Bring the state dict's tensors into the table's, whose addresses a graph may know."""
+        param = member.param
+        entry = self.state.get(param)
+        for name, state in self._slots(member):
+            theirs = (entry or {}).get(name)
             if theirs is None:
                 state.zero_()
             elif theirs is not state:
                 state.copy_(theirs)
-            entry[name] = state
-
-
-def _copied(entry: dict[str, Any], param: Tensor, host_step: bool) -> dict[str, Any]:
-    """A checkpoint's state of one param, on the param's device, each tensor in its own dtype."""
-    copied: dict[str, Any] = {}
-    for key, value in entry.items():
-        if key == "step":
-            where = value.device if host_step and isinstance(value, Tensor) else param.device
-            where = torch.device("cpu") if host_step and not isinstance(value, Tensor) else where
-            copied[key] = torch.as_tensor(value, dtype=torch.float32).to(where, copy=True)
-        elif isinstance(value, Tensor):
-            copied[key] = value.detach().to(param.device, copy=True)
+        tensors = dict(self._slots(member))
+        if self._rules._HAS_STEP and "step" not in (entry or {}):
+            tensors = self._first_step(param, group) | tensors
+        if entry:
+            self._reserve.pop(param, None)
+            entry.update(tensors)
         else:
-            copied[key] = deepcopy(value)
-    return copied
+            self.state.pop(param, None)
+            self._reserve[param] = tensors
+        self._hidden.discard(param)
+
+    def note_step(self, member: Member, step: int) -> None:
+        """A step count of others has been taken over."""
+        entry = self.state.get(member.param)
+        if entry and self._rules._HAS_STEP:
+            self._steps_seen[member.param] = entry.get("step"), step
+
+    # -- checkpoints -----------------------------------------------------------------------------
+
+    def taken(
+        self, given: Mapping[str, Any], groups: Iterable[Mapping[str, Any]]
+    ) -> defaultdict[Any, Entry]:
+        """The state of a checkpoint, every tensor in its own dtype, on its param's device.
+
+        Raises:
+            ValueError: a state tensor has another shape than its param.
+        """
+        state: defaultdict[Any, Entry] = defaultdict(dict)
+        params = [(p, group) for group in groups for p in group["params"]]
+        numbers = [number for group in given["param_groups"] for number in group["params"]]
+        of_number = dict(zip(numbers, params, strict=True))
+        for key, entry in given["state"].items():
+            if key not in of_number:
+                state[key] = entry
+                continue
+            param, group = of_number[key]
+            for name in self._rules._STATES:
+                if isinstance(entry.get(name), Tensor):
+                    _check_shape(name, entry[name], param)
+            on_device = group.get("fused") or group.get("capturable")
+            state[param] = {k: _copied(k, v, param, bool(on_device)) for k, v in entry.items()}
+        return state
+
+
+def _check_shape(name: str, state: Tensor, param: Tensor) -> None:
+    if state.shape != param.shape:
+        raise ValueError(
+            f"State {name!r} has shape {tuple(state.shape)}, its param {tuple(param.shape)}; "
+            "load a checkpoint of this model, or start with an empty state"
+        )
+
+
+def _of_one_dtype(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """State tensors of one param in the widest of their dtypes: the kernel knows one per param."""
+    dtypes = {tensor.dtype for tensor in tensors.values()}
+    if len(dtypes) < 2:
+        return tensors
+    widest = reduce(torch.promote_types, dtypes)
+    return {name: tensor.to(widest) for name, tensor in tensors.items()}
+
+
+def _addressable(param: Tensor, state: Tensor) -> bool:
+    """Whether element i of the state lies where the kernel expects it."""
+    mine, dense = real(local(state)), real(local(param))
+    if not is_dense(dense):
+        dense = torch.empty_like(dense, device="meta")
+    return state.device == param.device and same_layout(mine, dense)
+
+
+def _copied(key: str, value: Any, param: Tensor, on_device: bool) -> Any:
+    """One value of a checkpoint: steps where torch puts them, the rest on the param's device."""
+    if key == "step":
+        step = torch.as_tensor(value, dtype=None if torch.is_tensor(value) else torch.float32)
+        if on_device:
+            return step.to(param.device, torch.float32, copy=True)
+        return step.clone()
+    if isinstance(value, Tensor):
+        return value.detach().to(param.device, copy=True)
+    return deepcopy(value)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
+from collections.abc import Container, Iterable, Mapping, Sequence
 from operator import is_
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from fused_sched.engines import eager_engine, engine_for
 from fused_sched.tables.local import SUPPORTED, local, real
+from fused_sched.tables.params import Member, sparse_error
 
 from .group import Group
 from .plan import Plan, capturing
@@ -44,15 +47,33 @@ class Stepper:
         """Take over what frameworks put in: plain groups, other params, other tensors."""
         ledger = self.ledger
         groups = ledger.optimizer.param_groups
-        for number, group in enumerate(groups):
-            if type(group) is not Group or group.ledger is not ledger:
-                groups[number] = Group(dict(group), ledger)
-                ledger.stale = True
+        plain = {
+            number: group
+            for number, group in enumerate(groups)
+            if type(group) is not Group or group.ledger is not ledger
+        }
+        if plain:
+            self._wrap(groups, plain)
         params = [p for group in groups for p in dict.__getitem__(group, "params")]
         sizes = [len(dict.__getitem__(group, "params")) for group in groups]
         group_of = [number for number, size in enumerate(sizes) for _ in range(size)]
         if group_of != self._group_of or not all(map(is_, params, self._params)):
             self._restart(params, group_of)
+        elif plain and not ledger.hosting:
+            ledger.upload()
+
+    def _wrap(self, groups: list[Any], plain: Mapping[int, dict[str, Any]]) -> None:
+        """Make Groups of plain dicts, whose values stand against those of the device."""
+        ledger = self.ledger
+        if ledger.plans and capturing():
+            raise RuntimeError(
+                "The param groups were replaced since the last step, which a capture cannot take "
+                "over; call optimizer.prepare() before the capture"
+            )
+        values = {number: dict(group) for number, group in plain.items()}
+        ledger.refresh()
+        for number, group in values.items():
+            groups[number] = Group(group, ledger)
 
     def _restart(self, params: list[Tensor], group_of: list[int]) -> None:
         """Other params or groups: the tables start anew, from the state as it is."""
@@ -96,40 +117,66 @@ class Stepper:
         plan.engine = engine
         return plan
 
+    def _retire(self, devices: Container[torch.device]) -> None:
+        """Let go of the plans of devices that no longer have params, or another engine."""
+        ledger = self.ledger
+        gone = [device for device in ledger.plans if device not in devices]
+        if gone:
+            ledger.refuse_if_captured(f"Taking the params from {gone[0]} or its engine")
+            ledger.refresh()
+            ledger.show_state()
+            for device in gone:
+                del ledger.plans[device]
+
     def _fit(self, plan: Plan, everyone: bool) -> None:
         """Make the plan's table hold every param that has a gradient (or could have one)."""
-        ledger = self.ledger
-        keeper = ledger.keeper
         members = plan.members()
-        gone = [i for i, m in members.items() if m.moved]
-        if keeper.shown and not capturing():
-            gone += self._take_changed_state(plan)
-        missing = [
+        slots = self._state_slots()
+        gone = {i for i, m in members.items() if m.moved or len(m.states) < slots[m.group]}
+        if self.ledger.keeper.shown and not capturing(plan.device):
+            gone |= self._take_state(plan, in_place=self.ledger.captured)
+        new = [
             i
             for i, param in enumerate(self._params)
             if (i not in members or i in gone)
             and (param.grad is not None or (everyone and param.requires_grad))
             and local(param).device == plan.device
         ]
-        if missing or gone:
-            plan.need_table(missing)
-            if ledger.captured:
-                raise RuntimeError(f"Param {(missing or gone)[0]} entered or moved, but {RELEASE}.")
-            ledger.refresh_clock()
-            groups = ledger.optimizer.param_groups
-            for i in missing:
-                self._check(self._params[i], i)
-                with ledger.host_only():
-                    number = self._group_of[i]
-                    members[i] = keeper.member(self._params[i], i, number, groups[number])
-                plan.offsets[i] = plan.clock - keeper.step_of(self._params[i])
-            here = [m for i, m in sorted(members.items()) if local(m.param).device == plan.device]
-            plan.build_table(here)
-            if plan.block is not None:
-                plan.send_clock()
+        if new or gone:
+            self._rebuild(plan, {i: m for i, m in members.items() if i not in gone}, new, gone)
         if plan.block is None:
-            plan.need_table([])
-            ledger.upload_into(plan)
+            plan.refuse_capture("nothing is allocated yet")
+            self.ledger.upload_into(plan)
+
+    def _state_slots(self) -> list[int]:
+        """Per group, how many state tensors each of its params has."""
+        ledger = self.ledger
+        with ledger.host_only():
+            groups = ledger.optimizer.param_groups
+            return [len(ledger.rules._state_names(group)) for group in groups]
+
+    def _rebuild(
+        self, plan: Plan, members: dict[int, Member], new: Sequence[int], gone: Container[int]
+    ) -> None:
+        """Another table: ``members`` stay, ``new`` params enter."""
+        ledger = self.ledger
+        keeper = ledger.keeper
+        what = f"param {new[0]}" if new else "a param"
+        plan.refuse_capture(f"{what} {'moved' if gone else 'has no state yet'}")
+        if ledger.captured:
+            raise RuntimeError(f"{what.capitalize()} entered or moved, but {RELEASE}.")
+        ledger.refresh_clock()
+        keeper.write_steps([plan])
+        groups = ledger.optimizer.param_groups
+        for i in new:
+            param, number = self._params[i], self._group_of[i]
+            self._check(param, i)
+            with ledger.host_only():
+                members[i] = keeper.member(param, i, number, groups[number])
+            plan.offsets[i] = plan.clock - keeper.step_of(param)
+        plan.build_table([member for _, member in sorted(members.items())])
+        if plan.block is not None:
+            plan.send_clock()
 
     def _check(self, param: Tensor, index: int) -> None:
         dtype = real(local(param.detach())).dtype
@@ -140,21 +187,48 @@ class Stepper:
                 f"complex of these); param {index} is {dtype}. Give it to torch.optim.{name} in an "
                 "optimizer of its own."
             )
+        if param.grad is not None and local(param.grad).device != local(param).device:
+            raise RuntimeError(
+                f"Param {index} is on {local(param).device}, its gradient on "
+                f"{local(param.grad).device}; call zero_grad() after moving a model"
+            )
 
-    def _take_changed_state(self, plan: Plan) -> list[int]:
-        """After somebody held ``optimizer.state``: numbers of members whose tensors changed."""
+    def _check_layout(self, params: Iterable[Tensor] | None) -> None:
+        """What the tables refuse, for the params of the eager engine."""
+        chosen = self._params if params is None else params
+        for param in chosen:
+            if param.grad is not None and param.grad.layout != torch.strided:
+                index = next(i for i, p in enumerate(self._params) if p is param)
+                name = type(self.ledger.optimizer).__name__
+                raise sparse_error(name, index, self._group_of[index])
+
+    def _take_state(self, plan: Plan, in_place: bool) -> set[int]:
+        """After somebody held ``optimizer.state``: take the step counts and tensors put there.
+
+        Returns:
+            The members whose tensors are others now; with ``in_place`` only those that cannot be
+            copied into the table's own without being rounded.
+        """
         ledger = self.ledger
         keeper = ledger.keeper
-        replaced = [m for m in plan.table.members if keeper.replaced(m)]
-        if ledger.captured:
-            for member in replaced:
-                keeper.copy_in_place(member)
-            replaced = []
         ledger.refresh_clock()
-        if keeper.changed_steps(plan) and plan.block is not None:
+        gone: set[int] = set()
+        told = False
+        for member in plan.table.members:
+            replaced = keeper.replaced(member)
+            step = keeper.told_step(member, replaced)
+            if step is not None:
+                plan.offsets[member.index] = plan.clock - step
+                keeper.note_step(member, step)
+                told = True
+            if replaced and in_place and (ledger.captured or keeper.same_dtypes(member)):
+                with ledger.host_only():
+                    keeper.restore(member, ledger.optimizer.param_groups[member.group])
+            elif replaced:
+                gone.add(member.index)
+        if told and plan.block is not None:
             plan.send_clock()
-        keeper.shown = False
-        return [m.index for m in replaced]
+        return gone
 
     # -- step, prepare, release ------------------------------------------------------------------
 
@@ -165,28 +239,40 @@ class Stepper:
         self.adopt()
         ledger.check_end()
         eager, engines = self._by_engine()
+        self._retire(engines)
         scale = getattr(optimizer, "grad_scale", None)
         found_inf = getattr(optimizer, "found_inf", None)
-        plans = [self._plan(device, engine) for device, engine in engines.items()]
-        for plan in plans:
-            self._fit(plan, everyone=False)
-        if plans:
-            ledger.settle()
+        plans = self._fitted(engines, everyone=False)
         grads = [plan.table.grad_addresses() for plan in plans]
         for plan in plans:
             plan.load()
+        self._check_layout(eager)
+        advance = not ledger.is_probe()
         moved = True
         if eager is None or eager:
-            moved = eager_engine.update(optimizer, eager)
-        ledger.read_tensors()
+            ledger.refresh()
+            with ledger.host_only():
+                moved = eager_engine.update(optimizer, eager)
+        ledger.read_rates()
         for plan, addresses in zip(plans, grads, strict=True):
-            plan.launch(addresses, _at(scale, plan), _at(found_inf, plan))
+            plan.launch(addresses, _at(scale, plan), _at(found_inf, plan), advance)
             ledger.keeper.publish(
                 m for m, address in zip(plan.table.members, addresses, strict=True) if address
             )
-        if ledger.schedules.fused:
-            ledger.write_tensors()
+        if advance and ledger.schedules.fused:
+            ledger.write_rates()
         ledger.count(plans, grads, moved, scaled=found_inf is not None and bool(plans))
+
+    def _fitted(self, engines: Mapping[torch.device, Any], everyone: bool) -> list[Plan]:
+        """The plans of these devices, ready for a launch."""
+        plans = [self._plan(device, engine) for device, engine in engines.items()]
+        for plan in plans:
+            self._fit(plan, everyone)
+        keeper = self.ledger.keeper
+        if plans and keeper.shown and not capturing():
+            # Whoever holds the dict can change it at any time: attribute, argument, holder.
+            keeper.shown = sys.getrefcount(keeper.state) > 2
+        return plans
 
     def prepare(self) -> None:
         """Allocate state and tables, load kernels: all that a first captured step needs."""
@@ -196,10 +282,9 @@ class Stepper:
         self.adopt()
         ledger.refresh()
         _, engines = self._by_engine()
-        plans = [self._plan(device, engine) for device, engine in engines.items()]
+        self._retire(engines)
         ledger.schedules.own_programs(tabulate=True)
-        for plan in plans:
-            self._fit(plan, everyone=True)
+        plans = self._fitted(engines, everyone=True)
         ledger.upload()
         for plan in plans:
             plan.load()
@@ -207,27 +292,24 @@ class Stepper:
     def load(self) -> None:
         """After ``load_state_dict``: the loaded values, into the addresses that there are."""
         ledger = self.ledger
-        self.adopt()
         for plan in ledger.plans.values():
-            for member in plan.table.members:
-                if ledger.keeper.replaced(member):
-                    ledger.keeper.copy_in_place(member)
-            ledger.keeper.changed_steps(plan)
-            if plan.block is not None:
-                plan.send_clock()
+            self._take_state(plan, in_place=True)
         ledger.upload()
 
     def release(self) -> None:
         """Forget the captures; every table may change again."""
-        self.ledger.refresh()
-        self.ledger.refresh_clock()
-        self.ledger.captured = False
-        for plan in self.ledger.plans.values():
+        ledger = self.ledger
+        if capturing():
+            raise RuntimeError("release_capture() cannot run while a CUDA graph is being captured")
+        ledger.refresh()
+        ledger.refresh_clock()
+        ledger.captured = False
+        for plan in ledger.plans.values():
             plan.captured_tables.clear()
 
 
 def _at(scalar: Tensor | None, plan: Plan) -> Tensor | None:
-    """A scaler's tensor on the plan's device."""
-    if scalar is None or scalar.device == plan.device:
+    """A scaler's tensor as the kernel reads it, on the plan's device."""
+    if scalar is None or (scalar.device == plan.device and scalar.dtype == torch.float32):
         return scalar
-    return scalar.to(plan.device, non_blocking=True)
+    return scalar.to(plan.device, torch.float32, non_blocking=True)

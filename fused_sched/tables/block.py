@@ -16,47 +16,52 @@ from . import layout
 
 _ALIGN = 2  # int64 words: every field starts at a multiple of 16 bytes
 
+_ahead: list[Tensor] = []
+"""Page-locked bytes for captured copies; the last tensor is what is left to take."""
 
-_captured: list[Tensor] = []
-"""Page-locked bytes that captured copies take theirs from, the last one with room left."""
-_CAPTURED_COPIES = 16
-_CAPTURED_BYTES = 1 << 20
+_AHEAD_BYTES = 1 << 20
+_AHEAD_COPIES = 16
 
 
-def send(target: Tensor, source: Tensor) -> None:
-    """Copy a CPU tensor into ``target``, on its device's current stream, without waiting."""
+def send(target: Tensor, source: Tensor) -> Tensor | None:
+    """Copy a CPU tensor into ``target``, on its device's current stream, without waiting.
+
+    Returns:
+        The page-locked tensor that the copy reads; a captured copy reads it at every replay.
+    """
     if target.device.type != "cuda":
         target.copy_(source)
-        return
+        return None
     if torch.cuda.is_current_stream_capturing():
-        staged = _captured_place(source)
+        staged = _take(source)
     else:
-        _make_room(source.nbytes)
+        _page_lock_ahead(source.nbytes)
         # A fresh page-locked tensor each time: the host runs ahead of the device, and the caching
         # host allocator keeps this one until the copy has been made.
         staged = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
     staged.copy_(source)
     target.copy_(staged, non_blocking=True)
+    return staged
 
 
-def _make_room(size: int) -> None:
-    """Page-lock, ahead of captures, what they may need: CUDA refuses to while a stream captures.
+def _page_lock_ahead(size: int) -> None:
+    """Have room for captured copies: CUDA page-locks nothing while a stream captures.
 
-    torch's host allocator does not help: some versions allocate there, some hand a graph's source
-    out again.
+    ``torch.cuda.graph`` empties torch's cache of page-locked memory just before, and only some
+    versions of torch can still allocate then.
     """
-    wanted = max(_CAPTURED_BYTES, _CAPTURED_COPIES * size)
-    if not _captured or _captured[-1].numel() < wanted // 2:
-        _captured.append(torch.empty(wanted, dtype=torch.uint8, pin_memory=True))
+    wanted = max(_AHEAD_BYTES, _AHEAD_COPIES * size)
+    if not _ahead or _ahead[-1].numel() < wanted // 2:
+        _ahead.append(torch.empty(wanted, dtype=torch.uint8, pin_memory=True))
 
 
-def _captured_place(source: Tensor) -> Tensor:
-    """Page-locked memory for the source of a captured copy: a graph may read it for ever."""
+def _take(source: Tensor) -> Tensor:
+    """A place for the source of a captured copy, never handed out again."""
     size = -(-source.nbytes // 64) * 64
-    if not _captured or _captured[-1].numel() < size:
-        _captured.append(torch.empty(size, dtype=torch.uint8, pin_memory=True))
-    room = _captured[-1]
-    _captured[-1] = room[size:]
+    if not _ahead or _ahead[-1].numel() < size:
+        _ahead.append(torch.empty(size, dtype=torch.uint8, pin_memory=True))
+    room = _ahead[-1]
+    _ahead[-1] = room[size:]
     return room[: source.nbytes].view(source.dtype).view(source.shape)
 
 

@@ -86,6 +86,9 @@ ANNEAL_COS, ANNEAL_LINEAR = range(2)
 MIN_REL, MIN_ABS, MAX_REL, MAX_ABS = range(4)
 
 # -- the hyper record: float64 [2, columns, groups], per optimizer -------------------------------
+LR_COLUMN = 0
+"""Every optimizer's first column is lr."""
+
 SGD_COLUMNS = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")
 ADAM_COLUMNS = (
     "lr",

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import layout
 from .block import send
-from .local import is_dense, local, real, same_layout
+from .local import SUPPORTED, is_dense, local, real, same_layout
+
+_NOWHERE = 16
+"""Address of an empty gradient, whose data_ptr() is 0: 0 says that there is no gradient."""
 
 Kind = tuple[torch.dtype, torch.dtype, torch.dtype]
 """Storage types of (param, grad, state)."""
@@ -47,6 +51,11 @@ class Member:
         self.grad_dtype = declared.to_real() if declared.is_complex else declared
         self._plain = type(self.param) in (Tensor, torch.nn.Parameter) and not declared.is_complex
         self._strides = self.dense.stride()
+        self._place = self._where()
+
+    def _where(self) -> tuple[Any, ...]:
+        now = local(self.param)
+        return now.data_ptr(), now.shape, now.stride(), now.dtype
 
     @property
     def dense(self) -> Tensor:
@@ -62,18 +71,14 @@ class Member:
     @property
     def moved(self) -> bool:
         """Whether the param's memory is no longer the one in the table (``.data``, ``.to()``)."""
-        now = local(self.param)
-        return (
-            now.data_ptr() != self.view.data_ptr()
-            or now.shape != (self.view.shape[:-1] if now.is_complex() else self.view.shape)
-            or (not now.is_complex() and now.dtype != self.view.dtype)
-        )
+        return self._where() != self._place
 
     def grad_address(self, name: str) -> int:
         """Address of the gradient in the param's own element order, 0 without one.
 
         Raises:
             RuntimeError: the gradient is sparse.
+            TypeError: its dtype is none that a kernel reads.
         """
         grad = self.param.grad
         if grad is None:
@@ -85,40 +90,56 @@ class Member:
             and grad.stride() == self._strides
         ):
             self.staged_grad = None
-            return grad.data_ptr()
+            return grad.data_ptr() or _NOWHERE
         return self._odd_grad_address(grad, name)
 
     def _odd_grad_address(self, grad: Tensor, name: str) -> int:
         if grad.layout != torch.strided:
-            raise RuntimeError(
-                f"{name} does not support sparse gradients; param {self.index} (group "
-                f"{self.group}) has one. Use torch.optim.SparseAdam for it, in an optimizer of "
-                "its own."
-            )
-        view = real(local(grad.detach()))
+            raise sparse_error(name, self.index, self.group)
+        own = local(grad.detach())
+        # A lazy conjugate or negation has other bits than values.
+        lazy = own.is_conj() or own.is_neg()
+        view = real(own.resolve_neg())
+        if view.dtype not in SUPPORTED:
+            raise TypeError(f"{name}: the gradient of param {self.index} is {grad.dtype}")
         self.grad_dtype = view.dtype
-        if same_layout(view, self.dense):
+        if same_layout(view, self.dense) and not lazy:
             self.staged_grad = None
-            return view.data_ptr()
+            return view.data_ptr() or _NOWHERE
         if self.staged_grad is None or self.staged_grad.dtype != view.dtype:
             self.staged_grad = torch.empty_like(self.dense, dtype=view.dtype)
-        self._source = view
-        return self.staged_grad.data_ptr()
+        self._source = own
+        return self.staged_grad.data_ptr() or _NOWHERE
 
     def stage_in(self) -> None:
         """Copy what the kernel cannot address in place; adds a launch for each such tensor."""
         if self.staged_param is not None:
             self.staged_param.copy_(self.view)
         if self.staged_grad is not None and self._source is not None:
-            self.staged_grad.copy_(self._source)
+            self.staged_grad.copy_(_values(self._source))
 
     def stage_out(self, unscaled: bool) -> None:
         """Copy the results back and let go of the gradient."""
         if self.staged_param is not None:
             self.view.copy_(self.staged_param)
         if unscaled and self.staged_grad is not None and self._source is not None:
-            self._source.copy_(self.staged_grad)
+            complex_ = self._source.is_complex()
+            grad = torch.view_as_complex(self.staged_grad) if complex_ else self.staged_grad
+            self._source.copy_(grad)
         self._source = None
+
+
+def _values(grad: Tensor) -> Tensor:
+    """A gradient as real numbers, with what is lazy in it done."""
+    return real(grad.resolve_neg())
+
+
+def sparse_error(name: str, index: int, group: int) -> RuntimeError:
+    """The error for a gradient that is not dense."""
+    return RuntimeError(
+        f"{name} does not support sparse gradients; param {index} (group {group}) has one. Use "
+        "torch.optim.SparseAdam or torch.optim.SGD for it, in an optimizer of its own."
+    )
 
 
 class ParamTable:
@@ -138,16 +159,17 @@ class ParamTable:
         self.elements = total
         self._fixed = self._fixed_addresses()
         self._sent: list[int] | None = None
+        # A captured copy reads its page-locked source at every replay, and the odd tensors.
+        self._sending: Tensor | None = None
+        self._kept: list[Any] = []
         self.addresses = torch.zeros(
             layout.SLOTS, max(len(self.members), 1), dtype=torch.int64, device=device
         )
         self.chunks = self._to_device(self._chunk_table())
         self.kinds: tuple[Kind, ...] = ()
-        self._member_kinds: list[Kind] | None = None
-        self.info = torch.zeros(
-            layout.INFO, max(len(self.members), 1), dtype=torch.int64, device=device
-        )
-        self.set_kinds()
+        self._grad_dtypes: list[torch.dtype] = []
+        self._facts: dict[tuple[Kind, ...], Tensor] = {}
+        self.arrange()
 
     def _to_device(self, host: Tensor) -> Tensor:
         table = torch.empty(host.shape, dtype=host.dtype, device=self.device)
@@ -176,22 +198,39 @@ class ParamTable:
         ]
         return [params, *states]
 
-    def set_kinds(self) -> None:
-        """Renew the facts: sizes, groups and which of the kinds each member is."""
-        kinds = [member.kind for member in self.members]
-        if kinds == self._member_kinds:
-            return
-        self._member_kinds = kinds
+    def arrange(self, allocate: bool = True) -> bool:
+        """Choose the facts (sizes, groups, kinds) for the gradients' present dtypes.
+
+        A captured graph goes on reading those that it was captured with.
+
+        Returns:
+            False if they are new and ``allocate`` forbids to make them.
+        """
+        dtypes = [member.grad_dtype for member in self.members]
+        if dtypes == self._grad_dtypes and self._facts:
+            return True
+        kinds = tuple(member.kind for member in self.members)
+        if kinds not in self._facts:
+            if not allocate:
+                return False
+            self._facts[kinds] = self._to_device(self._fact_table(kinds))
         self.kinds = tuple(dict.fromkeys(kinds))
-        if not self.members:
-            return
+        self.info = self._facts[kinds]
+        self._grad_dtypes = dtypes
+        return True
+
+    def _fact_table(self, kinds: Sequence[Kind]) -> Tensor:
+        """int64 [INFO, T]; one column without members, so that there is an address."""
+        numbers = {kind: number for number, kind in enumerate(dict.fromkeys(kinds))}
         facts = [
             [member.dense.numel() for member in self.members],
             [member.group for member in self.members],
-            [self.kinds.index(kind) for kind in kinds],
+            [numbers[kind] for kind in kinds],
             [member.index for member in self.members],
         ]
-        send(self.info, torch.tensor(facts, dtype=torch.int64))
+        if not self.members:
+            return torch.zeros(layout.INFO, 1, dtype=torch.int64)
+        return torch.tensor(facts, dtype=torch.int64)
 
     @property
     def programs(self) -> int:
@@ -204,12 +243,8 @@ class ParamTable:
         return [m for m in self.members if m.staged_param is not None or m.staged_grad is not None]
 
     def grad_addresses(self) -> list[int]:
-        """Every member's gradient, 0 for those without; notes gradients of a new dtype."""
-        before = [member.grad_dtype for member in self.members]
-        addresses = [member.grad_address(self.name) for member in self.members]
-        if before != [member.grad_dtype for member in self.members]:
-            self.set_kinds()
-        return addresses
+        """Every member's gradient, 0 for those without."""
+        return [member.grad_address(self.name) for member in self.members]
 
     def capture_copy(self) -> ParamTable:
         """A table of this table's members whose addresses a captured graph may own."""
@@ -217,6 +252,7 @@ class ParamTable:
         copy.__dict__.update(self.__dict__)
         copy.addresses = torch.empty_like(self.addresses)
         copy._sent = None
+        copy._kept = [(m.staged_param, m.staged_grad) for m in self.staged]
         return copy
 
     def send_addresses(self, grads: Sequence[int]) -> None:
@@ -226,7 +262,7 @@ class ParamTable:
         if flat == self._sent or not self.members:
             return
         host = torch.tensor([params, list(grads), *states], dtype=torch.int64)
-        send(self.addresses, host)
+        self._sending = send(self.addresses, host)
         self._sent = flat
 
     def bytes_per_step(self) -> int:

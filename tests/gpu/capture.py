@@ -1,0 +1,105 @@
+"""``capture``: CUDA graph capture; on CPU tensors a stand-in, so that tests run without a GPU.
+
+The stand-in behaves as a capture does: kernels, copies and in-place operations are recorded and
+do not run; ``replay()`` runs them on the same memory; what would wait for the device raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from fused_sched.engines import triton_engine
+from fused_sched.lr_scheduler import base as scheduler_base
+from fused_sched.optim import base, ledger, plan, state, stepper
+
+_ASKS = [m for m in (scheduler_base, base, ledger, plan, state, stepper) if hasattr(m, "capturing")]
+"""Modules that ask whether a stream captures."""
+
+
+class RecordedGraph:
+    """The operations of a capture on CPU tensors."""
+
+    def __init__(self) -> None:
+        self.operations: list[Callable[[], object]] = []
+
+    @torch.no_grad()
+    def replay(self) -> None:
+        for operation in self.operations:
+            operation()
+
+
+class _Recorder(TorchDispatchMode):
+    """Records torch's operations; runs only those without an effect, for their results' shapes."""
+
+    def __init__(self, graph: RecordedGraph) -> None:
+        super().__init__()
+        self.graph = graph
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._local_scalar_dense.default:
+            raise RuntimeError("a read of a tensor is not permitted while capturing")
+        if func._schema.is_mutable:
+            self.graph.operations.append(lambda: func(*args, **kwargs))
+            return kwargs.get("out", args[0]) if func._schema.returns else None
+        result = func(*args, **kwargs)
+        self.graph.operations.append(lambda: _overwrite(result, func(*args, **kwargs)))
+        return result
+
+
+def _overwrite(result: Any, again: Any) -> None:
+    for old, new in zip(tree_leaves(result), tree_leaves(again), strict=True):
+        if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
+            old.copy_(new)
+
+
+@contextmanager
+def _recording(graph: RecordedGraph) -> Iterator[None]:
+    launch = triton_engine._launch
+
+    def record(*arguments: Any) -> None:
+        graph.operations.append(lambda: launch(*arguments))
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in _ASKS:
+            patch.setattr(module, "capturing", lambda device=None: True)
+        patch.setattr(triton_engine, "_launch", record)
+        with _Recorder(graph):
+            yield
+
+
+def new_graph(device: torch.device) -> Any:
+    """A graph to capture into."""
+    return torch.cuda.CUDAGraph() if device.type == "cuda" else RecordedGraph()
+
+
+@contextmanager
+def capture(graph: Any) -> Iterator[None]:
+    """As ``torch.cuda.graph``, with its default error mode."""
+    if isinstance(graph, RecordedGraph):
+        with _recording(graph):
+            yield
+    else:
+        with torch.cuda.graph(graph):
+            yield
+
+
+@contextmanager
+def side_stream(device: torch.device) -> Iterator[None]:
+    """The stream of PyTorch's warm-up recipe."""
+    if device.type != "cuda":
+        yield
+        return
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        yield
+    torch.cuda.current_stream().wait_stream(stream)

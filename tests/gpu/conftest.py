@@ -1,0 +1,62 @@
+"""Fixtures of the suite for a GPU. Without one its bodies run on CPU tensors, see ``capture``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import torch
+
+# Before the first import of triton, whatever the environment says.
+os.environ["TRITON_INTERPRET"] = "0" if torch.cuda.is_available() else "1"
+
+import pytest
+
+import fused_sched
+from tests.interpreter import quick
+
+_broken = False
+"""The CUDA context of this process has failed; nothing after it means anything."""
+
+
+@pytest.fixture
+def device() -> torch.device:
+    """The GPU; without one the CPU, under Triton's interpreter."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+@pytest.fixture
+def cuda(device: torch.device) -> torch.device:
+    """The GPU; skips the test without one."""
+    if device.type != "cuda":
+        pytest.skip("needs a GPU")
+    return device
+
+
+@pytest.fixture(autouse=True)
+def _engine() -> Iterator[None]:
+    with fused_sched.use_engine("triton"):
+        if torch.cuda.is_available():
+            yield
+        else:
+            with quick():
+                yield
+
+
+@pytest.fixture(autouse=True)
+def _kernels_end_well() -> Iterator[None]:
+    """A kernel's bad access shows at the next synchronization: let it be this test's."""
+    global _broken
+    yield
+    if torch.cuda.is_initialized():
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            _broken = True
+            raise
+
+
+def pytest_runtest_logfinish() -> None:
+    """Under xdist leave a broken process to be replaced: one failure does not hide the others."""
+    if _broken and "PYTEST_XDIST_WORKER" in os.environ:
+        os._exit(1)

@@ -1,0 +1,114 @@
+"""One kernel per step: by the profiler for eager steps and replays, by the nodes of a graph."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import Parameter
+
+import fused_sched
+from tests.cases import SHAPES
+
+from .capture import capture, new_graph
+from .observe import launched, nodes
+from .training import ADAMW_ONE_CYCLE, PAIRS, SGD_COSINE, Training
+
+KERNEL = {"kernel": 1}
+KERNEL_AND_COPY = {"kernel": 1, "memcpy": 1}
+
+
+@pytest.fixture(params=PAIRS, ids=[pair.id for pair in PAIRS])
+def fused(request, cuda):
+    """Each pair, fused, a few steps old, with gradients at rest."""
+    ours = Training(request.param, fused_sched, cuda, torch.float32)
+    fused_sched.fuse(ours.opt, ours.sched)
+    ours.warm_up()
+    ours.opt.step()
+    return ours
+
+
+def test_fused_eager_step_is_one_kernel(fused, tmp_path):
+    assert launched(fused.opt.step, tmp_path) == KERNEL
+
+
+def test_scheduler_step_of_a_fused_schedule_launches_nothing(fused, tmp_path):
+    def step() -> None:
+        fused.opt.step()
+        fused.sched.step()
+
+    assert launched(step, tmp_path) == KERNEL
+
+
+def test_step_with_moved_gradients_adds_one_copy(fused, tmp_path):
+    for param in fused.net.parameters():
+        param.grad = param.grad.clone()
+    assert launched(fused.opt.step, tmp_path) == KERNEL_AND_COPY
+    assert launched(fused.opt.step, tmp_path) == KERNEL
+
+
+def test_captured_step_is_one_kernel_node_and_one_memcpy_node(fused):
+    graph = torch.cuda.CUDAGraph(keep_graph=True)
+    with capture(graph):
+        fused.opt.step()
+    assert nodes(graph) == KERNEL_AND_COPY
+    graph.replay()
+    torch.cuda.synchronize()
+
+
+def test_replay_of_a_captured_step_is_one_kernel_and_one_copy(fused, tmp_path):
+    graph = new_graph(fused.device)
+    with capture(graph):
+        fused.opt.step()
+    graph.replay()
+    assert launched(graph.replay, tmp_path) == KERNEL_AND_COPY
+
+
+def test_explain_states_the_nodes_of_a_captured_step(fused):
+    told = fused_sched.explain(fused.opt)
+    assert told.launches_per_step == 1
+    assert told.syncs_per_step == 0
+    assert told.capturable, told.obstacle
+    assert "one kernel node and one memcpy node" in str(told)
+
+
+def test_captured_explicit_scheduler_step_adds_one_kernel_node(cuda):
+    ours = Training(SGD_COSINE, fused_sched, cuda, torch.float32)
+    ours.warm_up()
+    graph = torch.cuda.CUDAGraph(keep_graph=True)
+    with capture(graph):
+        ours.opt.step()
+        ours.sched.step()
+    assert nodes(graph) == {"kernel": 2, "memcpy": 1}
+
+
+def test_explicit_eager_scheduler_step_starts_no_kernel(cuda, tmp_path):
+    ours = Training(ADAMW_ONE_CYCLE, fused_sched, cuda, torch.float32)
+    ours.warm_up()
+    ours.opt.step()
+    assert launched(ours.opt.step, tmp_path) == KERNEL
+    seen = launched(ours.sched.step, tmp_path)
+    assert seen["kernel"] == 0 and seen.total() <= 2, seen
+
+
+def test_assigned_lr_is_one_kernel(cuda, tmp_path):
+    ours = Training(SGD_COSINE, fused_sched, cuda, torch.float32)
+    ours.warm_up()
+
+    def assign() -> None:
+        ours.opt.param_groups[0]["lr"] = 0.25
+
+    assert launched(assign, tmp_path) == KERNEL
+
+
+def test_all_groups_and_dtypes_go_through_one_launch(cuda, tmp_path):
+    """300 tensors, 28 groups, four dtypes, every shape that fits in place."""
+    dtypes = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+    odd = [s for s in SHAPES if "gaps" not in s.id]
+    params = [Parameter(odd[i % len(odd)].build(dtypes[i % 4], cuda).detach()) for i in range(300)]
+    for param in params:
+        param.grad = torch.ones_like(param)
+    groups = [{"params": params[i::28], "lr": 0.01 * (i + 1)} for i in range(28)]
+    opt = fused_sched.optim.AdamW(groups)
+    fused_sched.fuse(opt, fused_sched.lr_scheduler.ExponentialLR(opt, gamma=0.5))
+    opt.step()
+    assert launched(opt.step, tmp_path) == KERNEL

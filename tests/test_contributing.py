@@ -1,0 +1,131 @@
+"""CONTRIBUTING.md's two examples, applied to a copy of the package as it is now, do what they say.
+
+A block belongs to the file that was named last before it. A ``diff`` block changes the file: each
+hunk (separated by ``@@``) replaces its context once, and one without context goes to the end. A
+``python`` block is a new file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+PIECE = re.compile(r"`(fused_sched/[\w/]+\.py|tests/[\w/]+\.py)`|^```(\w+)\n(.*?)^```", re.S | re.M)
+
+TRY_BOTH = """
+import math
+
+import torch
+
+import fused_sched
+
+
+def train(optim, steps=5):
+    generator = torch.Generator().manual_seed(0)
+    params = [torch.nn.Parameter(torch.rand(n, generator=generator)) for n in (1, 7, 2051)]
+    opt = optim.Adamax(params, lr=0.01, betas=(0.8, 0.95), weight_decay=0.1)
+    for _ in range(steps):
+        for param in params:
+            param.grad = torch.rand(param.shape, generator=generator) - 0.5
+        opt.step()
+    return params, opt
+
+
+stock, stock_opt = train(torch.optim)
+for engine in ("eager", "triton"):
+    with fused_sched.use_engine(engine):
+        ours, opt = train(fused_sched.optim)
+    torch.testing.assert_close(ours, stock, rtol=1e-6, atol=1e-6)
+    assert opt.state_dict().keys() == stock_opt.state_dict().keys()
+    assert opt.state[ours[0]].keys() == stock_opt.state[stock[0]].keys()
+
+for engine in ("eager", "triton"):
+    with fused_sched.use_engine(engine):
+        param = torch.nn.Parameter(torch.ones(1))
+        opt = fused_sched.optim.SGD([param], lr=0.1)
+        sched = fused_sched.lr_scheduler.InverseSqrtLR(opt, 4)
+        fused_sched.fuse(opt, sched)
+        param.grad = torch.ones(1)
+        opt.found_inf = torch.zeros(1)  # a scaler is at work: lr is read from the device
+        for _ in range(9):
+            opt.step()
+        assert sched.last_epoch == 9
+        assert abs(opt.param_groups[0]["lr"] - 0.1 * math.sqrt(4 / 9)) < 1e-13
+"""
+
+
+def blocks() -> list[tuple[str, str, str]]:
+    """(file, language, text) of every block that belongs to a file."""
+    found, path = [], ""
+    for match in PIECE.finditer(TEXT):
+        named, language, text = match.groups()
+        path = named or path
+        if language and path:
+            found.append((path, language, text))
+    return found
+
+
+def changed(source: str, hunk: list[str]) -> str:
+    """The source with one hunk of a diff applied."""
+    before = "".join(line[1:] for line in hunk if line[0] in " -")
+    after = "".join(line[1:] for line in hunk if line[0] in " +")
+    if not before:
+        return source + after
+    assert source.count(before) == 1, f"CONTRIBUTING.md's context is there not just once:\n{before}"
+    return source.replace(before, after)
+
+
+def apply_diff(path: Path, text: str) -> None:
+    source = path.read_text(encoding="utf-8")
+    for hunk in re.split(r"^@@\n", text, flags=re.M):
+        source = changed(source, hunk.splitlines(keepends=True))
+    path.write_text(source, encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the package with both examples in it."""
+    target = tmp_path_factory.mktemp("extended")
+    shutil.copytree(ROOT / "fused_sched", target / "fused_sched")
+    for name, language, text in blocks():
+        if name.startswith("fused_sched/"):
+            path = target / name
+            if language == "diff":
+                apply_diff(path, text)
+            else:
+                assert not path.exists()
+                path.write_text(text, encoding="utf-8")
+    return target
+
+
+def test_examples_work_on_the_package_as_it_is(extended):
+    done = subprocess.run(
+        [sys.executable, "-c", TRY_BOTH],
+        cwd=extended,
+        env=os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(extended)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", ["check", "format --check"])
+def test_new_files_pass_the_linter(extended, command):
+    pytest.importorskip("ruff", reason="a tool of make lint")
+    new = [extended / name for name, language, _ in blocks() if language == "python"]
+    files = [str(path) for path in new if path.exists()]
+    settings = ["--config", str(ROOT / "pyproject.toml")]
+    done = subprocess.run(
+        [sys.executable, "-m", "ruff", *command.split(), *settings, *files],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout

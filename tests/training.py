@@ -1,0 +1,61 @@
+"""Short trainings of ours and of stock torch's, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fused_sched
+from tests.cases import OPTIMIZERS, SHAPES, TOLERANCES, gradient
+
+OURS = fused_sched.optim
+STEPS = 5
+
+
+def named(rows: Sequence[Any]) -> dict[str, Any]:
+    """For ``pytest.mark.parametrize``."""
+    return {"argvalues": rows, "ids": [getattr(row, "id", str(row)) for row in rows]}
+
+
+def case(id: str) -> Any:
+    return next(row for row in OPTIMIZERS if row.id == id)
+
+
+FEW = [case("SGD-combo"), case("Adam-combo"), case("AdamW-weight_decay")]
+"""One row per class, with momentum and weight decay."""
+
+
+def three() -> list[Tensor]:
+    return [SHAPES[i].build() for i in (7, 9, 2)]
+
+
+def set_grads(params: Sequence[Tensor], step: int) -> None:
+    for param in params:
+        param.grad = gradient(param, step)
+
+
+def train(opt: Any, params: Sequence[Tensor], steps: Sequence[int] = range(STEPS)) -> None:
+    for step in steps:
+        set_grads(params, step)
+        opt.step()
+
+
+def stock(row: Any, params: Any, **overrides: Any) -> Any:
+    """torch's own for-loop."""
+    return row.build(torch.optim, params, foreach=False, **overrides)
+
+
+def check(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> None:
+    """Within the table's tolerance of the dtype."""
+    for mine, other in zip(ours, theirs, strict=True):
+        limit = TOLERANCES[mine.dtype]
+        torch.testing.assert_close(mine, other, rtol=limit.rtol, atol=limit.atol, equal_nan=True)
+
+
+def pair(row: Any, build: Callable[[], list[Tensor]], **options: Any) -> tuple[Any, Any, Any, Any]:
+    """One of ours and one of torch's on equal params."""
+    ours, theirs = build(), build()
+    return row.build(OURS, ours, **options), ours, stock(row, theirs, **options), theirs
