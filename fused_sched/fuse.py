@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from fused_sched import lr_scheduler, optim
 from fused_sched.lr_scheduler.base import DeviceScheduler, ledger_of
+from fused_sched.lr_scheduler.table import refuse_recursive
 from fused_sched.optim.base import FusedOptimizer
 from fused_sched.optim.ledger import Ledger
 
@@ -56,25 +57,66 @@ def fuse(
 
     Raises:
         TypeError: an optimizer that cannot carry a device schedule, or not a scheduler.
-        ValueError: the scheduler belongs to another optimizer; ``interval`` is below 1; or a
-            class of your own computes lr from ``group["lr"]``.
+        ValueError: the scheduler belongs to another optimizer or to a composite; ``interval`` is
+            below 1; or a class of your own overrides ``step()`` or computes lr from
+            ``group["lr"]``. Nothing has been converted then.
         RuntimeError: a captured graph uses the present schedule.
     """
     if not isinstance(interval, int) or interval < 1:
         raise ValueError(f"Expected positive integer interval, but got {interval}")
     if not isinstance(scheduler, LRScheduler):
         raise TypeError(f"{type(scheduler).__name__} is not an LRScheduler")
+    _check_pair(optimizer, scheduler)
+    on_metric = isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
+    if not on_metric:
+        refuse_recursive(scheduler)
     ledger = _ledger(optimizer)
-    mine = ledger_of(scheduler.optimizer)
-    if mine is not ledger:
+    convert_scheduler(scheduler)
+    if not on_metric:
+        ledger.fuse(scheduler, interval, advance_on_skip)
+    return optimizer, scheduler
+
+
+def _check_pair(optimizer: Any, scheduler: Any) -> None:
+    """Raise, before anything is converted, for a pair that cannot be fused."""
+    ledger = ledger_of(optimizer)
+    if ledger is None:
+        _check_stock(optimizer)
+    theirs = scheduler.optimizer
+    if theirs is not optimizer and (ledger is None or ledger_of(theirs) is not ledger):
         raise ValueError(
             f"{type(scheduler).__name__} belongs to another optimizer; build it on the "
             f"{type(optimizer).__name__} that it is fused with"
         )
-    convert_scheduler(scheduler)
-    if not isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-        ledger.fuse(scheduler, interval, advance_on_skip)
-    return optimizer, scheduler
+    if ledger is not None and ledger.schedules.is_inside(scheduler):
+        raise ValueError(
+            f"{type(scheduler).__name__} is stepped by another scheduler; fuse that one instead"
+        )
+    if isinstance(scheduler, DeviceScheduler) and type(scheduler).step is not DeviceScheduler.step:
+        raise ValueError(
+            f"{type(scheduler).__name__} overrides step(), which a fused schedule does not call; "
+            "override get_lr() instead, or call scheduler.step() outside the graph"
+        )
+
+
+def _check_stock(optimizer: Any) -> None:
+    if type(optimizer) not in _OPTIMIZERS:
+        known = ", ".join(optim.__all__)
+        raise TypeError(
+            f"{type(optimizer).__name__} cannot carry a device schedule; use {known} of "
+            "fused_sched.optim, or leave the scheduler explicit and call scheduler.step()"
+        )
+    if optimizer.defaults["differentiable"]:
+        raise ValueError(
+            "An optimizer with differentiable=True cannot be fused: its step is recorded by "
+            "autograd"
+        )
+    patched = optimizer.__dict__.get("step")
+    if patched is not None and not hasattr(patched, "_wrapped_by_lr_sched"):
+        raise RuntimeError(
+            "optimizer.step() has been replaced by somebody's own function, which would be lost; "
+            "fuse the optimizer first, then replace its step"
+        )
 
 
 def _ledger(optimizer: Any) -> Ledger:
@@ -82,22 +124,9 @@ def _ledger(optimizer: Any) -> Ledger:
     ledger = ledger_of(optimizer)
     if ledger is not None:
         return ledger
-    ours = _OPTIMIZERS.get(type(optimizer))
-    if ours is None:
-        known = ", ".join(optim.__all__)
-        raise TypeError(
-            f"{type(optimizer).__name__} cannot carry a device schedule; use {known} of "
-            "fused_sched.optim, or leave the scheduler explicit and call scheduler.step()"
-        )
-    return _convert_optimizer(optimizer, ours)
-
-
-def _convert_optimizer(optimizer: Any, ours: type) -> Ledger:
-    if optimizer.defaults["differentiable"]:
-        raise ValueError("An optimizer with differentiable=True cannot be fused")
     state = optimizer.__dict__.pop("state")
     patched = optimizer.__dict__.pop("step", None)
-    optimizer.__class__ = ours
+    optimizer.__class__ = _OPTIMIZERS[type(optimizer)]
     ledger = optimizer.__dict__[FusedOptimizer._LEDGER] = Ledger(optimizer)
     optimizer.state = state
     optimizer._patch_step_function()
@@ -136,4 +165,18 @@ def convert_scheduler(scheduler: Any) -> None:
 @functools.cache
 def _with_device(stock: type) -> type:
     """A class of somebody else with the device's part mixed in."""
-    return type(stock.__name__, (DeviceScheduler, stock), {"__module__": stock.__module__})
+    known = (c for c in stock.__mro__ if c in _SCHEDULERS)
+    ours = next((_SCHEDULERS[c] for c in known), DeviceScheduler)
+    members = {"__module__": stock.__module__, "__reduce__": _reduce}
+    return type(stock.__name__, (ours, stock), members)
+
+
+def _reduce(scheduler: Any) -> tuple[Any, ...]:
+    """Pickled by the class that was converted: the one made from it has no name to be found by."""
+    stock = type(scheduler).__mro__
+    ours = next(c for c in stock[1:] if not c.__module__.startswith("fused_sched."))
+    return _rebuild, (ours,), scheduler.__getstate__()
+
+
+def _rebuild(stock: type) -> Any:
+    return object.__new__(_with_device(stock))

@@ -148,8 +148,8 @@ def cyclic(e, row, mode, lane, live, G):
 
 
 @triton.jit
-def one_cycle(e, row, op, mode, clock_ptr, lane, live, G):
-    """OneCycleLR: cosine or linear from phase to phase; e > total_steps sets the overrun flag."""
+def one_cycle(v, e, row, op, mode, clock_ptr, lane, live, G):
+    """OneCycleLR: cosine or linear from phase to phase; past its end v, with the overrun flag."""
     two = tl.load(op + AUX_LENGTH) == 2
     end1 = lanes(row, P6, lane, live, G)
     end2 = lanes(row, P7, lane, live, G)
@@ -164,14 +164,15 @@ def one_cycle(e, row, op, mode, clock_ptr, lane, live, G):
     end = tl.where(in1, lanes(row, P1, lane, live, G), end)
     end = tl.where(in2, lanes(row, P3, lane, live, G), end)
     fraction = (e - from_step) / (to_step - from_step)
-    over = tl.max(tl.where(live & (e > lanes(row, P9, lane, live, G)), 1, 0), axis=0)
+    past = e > lanes(row, P9, lane, live, G)
+    over = tl.max(tl.where(live & past, 1, 0), axis=0)
     if over > 0:
         tl.store(clock_ptr + OVERRUN, over.to(tl.int64))
     if mode == ANNEAL_COS:
         value = end + (start - end) / 2.0 * (cosine(fraction * PI) + 1.0)
     else:
         value = (end - start) * fraction + start
-    return value
+    return tl.where(past, v, value)
 
 
 @triton.jit
@@ -202,7 +203,8 @@ def swa(v, count, row, mode, lane, live, G):
     goal = lanes(row, P0, lane, live, G)
     epochs = lanes(row, P1, lane, live, G)
     number = count - 1.0
-    number = tl.where((epochs == 0.0) & (number < 1.0), 1.0, number + epochs * 0.0)
+    number = number + epochs * 0.0
+    number = tl.where((epochs == 0.0) & (number < 1.0), 1.0, number)
     before = _swa_alpha(number - 1.0, epochs, mode)
     undone = (v - before * goal) / tl.where(before == 1.0, 1.0, 1.0 - before)
     undone = tl.where(before == 1.0, goal, undone)

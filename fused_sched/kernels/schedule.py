@@ -101,7 +101,7 @@ def _evaluate(op, row, opcode, v, epoch, count, restart, metric, aux_ptr, clock_
     elif opcode == CYCLIC:
         value = opcodes.cyclic(e, row, mode, lane, live, G)
     elif opcode == ONE_CYCLE:
-        value = opcodes.one_cycle(e, row, op, mode, clock_ptr, lane, live, G)
+        value = opcodes.one_cycle(v, e, row, op, mode, clock_ptr, lane, live, G)
     elif (opcode == TABLE_VALUE) | (opcode == TABLE_FACTOR):
         first = tl.load(op + AUX_EPOCH)
         entry = opcodes.table(epoch, op, first, aux_ptr, clock_ptr, lane, live, G)

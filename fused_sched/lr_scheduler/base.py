@@ -7,8 +7,10 @@ which the device computes the same values (``_row``), and the way back (``_lift`
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from contextlib import nullcontext
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from operator import is_
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,13 +19,27 @@ from torch.optim.lr_scheduler import LRScheduler as TorchScheduler
 
 from fused_sched.optim.base import FusedOptimizer
 from fused_sched.optim.plan import capturing
+from fused_sched.optim.schedules import NO_FORM, Fused
 from fused_sched.tables import layout
 from fused_sched.tables.program import Row, Segments
+
+from .hyper import check_hyper, in_place_of_lr
+from .table import detached, tabulate
 
 if TYPE_CHECKING:
     from fused_sched.optim.ledger import Ledger
 
-_PRIVATE = ("_horizon", "_table_cache")
+_PRIVATE = ("_horizon", "_hyper", "_table", "_bases")
+"""What a scheduler keeps beside torch's attributes."""
+
+_CACHES = ("_table", "_bases")
+
+_WRITTEN = ("torch.optim.", "fused_sched.")
+"""Modules whose classes compute what their rows do."""
+
+_RECORDS = ("state_dict", "load_state_dict", "get_last_lr", "print_lr")
+"""Methods that a subclass may override without computing other values."""
+
 DEFAULT_HORIZON = 10_000
 """Steps that a tabulated schedule is computed ahead, unless told: 80 kB per param group."""
 
@@ -62,8 +78,14 @@ class _Live:
 class DeviceScheduler(TorchScheduler):
     """Base of the schedulers: torch's recurrence on the host, its row on the device.
 
-    Beside torch's methods: ``horizon`` is the number of steps that a schedule without an opcode of
-    its own (any callable, any class) is computed ahead when it is fused or captured.
+    Beside torch's arguments:
+
+    Args:
+        horizon: steps that a schedule without an opcode of its own (any callable, any class) is
+            computed ahead when it is fused or captured, at least 1.
+        hyper: the hyperparameter that the schedule moves: any number in the param groups, such as
+            ``"weight_decay"``. What torch's attributes and ``get_last_lr()`` call lr is then
+            that one, and the groups keep its start under ``initial_<hyper>``.
     """
 
     last_epoch = _Live()
@@ -71,33 +93,48 @@ class DeviceScheduler(TorchScheduler):
     _last_lr = _Live()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Show torch's signature, and ``horizon`` after it."""
+        """Show torch's signature, and our own arguments after it."""
         super().__init_subclass__(**kwargs)
         stock = next((c for c in cls.__mro__ if c.__module__.startswith("torch.optim")), None)
         if stock is not None and "__init__" not in cls.__dict__:
             shown = inspect.signature(stock)
             horizon = inspect.Parameter("horizon", inspect.Parameter.KEYWORD_ONLY, default=None)
+            hyper = inspect.Parameter("hyper", inspect.Parameter.KEYWORD_ONLY, default="lr")
             cls.__signature__ = shown.replace(  # type: ignore[attr-defined]
-                parameters=[*shown.parameters.values(), horizon]
+                parameters=[*shown.parameters.values(), horizon, hyper]
             )
 
     # -- torch's surface -------------------------------------------------------------------------
 
-    def __init__(self, optimizer: Any, *args: Any, horizon: int | None = None, **kwargs: Any) -> None:
-        if horizon is not None:
-            if horizon < 1:
-                raise ValueError(f"Expected positive integer horizon, but got {horizon}")
-            self.__dict__["_horizon"] = horizon
+    def __init__(
+        self,
+        optimizer: Any,
+        *args: Any,
+        horizon: int | None = None,
+        hyper: str = "lr",
+        **kwargs: Any,
+    ) -> None:
+        self._set_horizon(horizon)
         ledger = ledger_of(optimizer)
         if ledger is not None and not capturing():
             ledger.refresh()
-        with nullcontext() if ledger is None else ledger.host_only():
+        if hyper != "lr" and isinstance(optimizer, torch.optim.Optimizer):
+            check_hyper(optimizer, hyper, None if ledger is None else ledger.schedules.columns)
+            self.__dict__["_hyper"] = hyper
+        with self._on_host(optimizer):
             super().__init__(optimizer, *args, **kwargs)
         self._enroll()
 
+    def _set_horizon(self, horizon: int | None) -> None:
+        if horizon is None:
+            return
+        if horizon < 1:
+            raise ValueError(f"Expected positive integer horizon, but got {horizon}")
+        self.__dict__["_horizon"] = horizon
+
     def _enroll(self) -> None:
         """Make the optimizer's ledger know this scheduler and send what it has set."""
-        ledger = ledger_of(self.optimizer)
+        ledger = ledger_of(self.__dict__.get("optimizer"))
         if ledger is not None:
             ledger.schedules.register(self, self._children())
             ledger.upload()
@@ -124,7 +161,20 @@ class DeviceScheduler(TorchScheduler):
 
     def _host_step(self, *args: Any, **kwargs: Any) -> None:
         """torch's own ``step``."""
-        super().step(*args, **kwargs)
+        if args or kwargs:
+            self._forget_tables()  # it may go anywhere
+        with in_place_of_lr(self.optimizer, self.hyper):
+            super().step(*args, **kwargs)
+
+    def _update_lr(self, epoch: int | None = None) -> None:
+        with in_place_of_lr(self.optimizer, self.hyper):
+            super()._update_lr(epoch)
+
+    def get_lr(self) -> list[Any]:
+        """As torch's."""
+        self._refresh()
+        with self._on_host(self.optimizer):
+            return super().get_lr()
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's, with its keys and plain values."""
@@ -150,11 +200,25 @@ class DeviceScheduler(TorchScheduler):
             return
         ledger.refresh()
         super().__setattr__(name, value)
-        ledger.reprogram()
+        self._reprogram()
 
     def __getstate__(self) -> dict[str, Any]:
         self._refresh()
-        return self.__dict__.copy()
+        state = {key: value for key, value in self.__dict__.items() if key not in _CACHES}
+        ledger = ledger_of(self.__dict__.get("optimizer"))
+        fused = None if ledger is None else ledger.schedules.find(self)
+        if fused is not None:
+            state["_fused"] = (fused.interval, fused.on_skip, fused.tick)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        fused = state.pop("_fused", None)
+        self.__dict__.update(state)
+        self._enroll()
+        ledger = ledger_of(self.__dict__.get("optimizer"))
+        if fused is not None and ledger is not None:
+            ledger.schedules.fuse(Fused(self, *fused))
+            ledger.upload()
 
     def _refresh(self) -> None:
         ledger = ledger_of(self.__dict__.get("optimizer"))
@@ -164,7 +228,18 @@ class DeviceScheduler(TorchScheduler):
     def _reprogram(self) -> None:
         ledger = ledger_of(self.__dict__.get("optimizer"))
         if ledger is not None:
+            ledger.schedules.forget_tables()
             ledger.reprogram()
+
+    @contextmanager
+    def _on_host(self, optimizer: Any) -> Iterator[None]:
+        """Within, torch's code runs on the host's account, on the hyperparameter of this one."""
+        ledger = ledger_of(optimizer)
+        with (
+            nullcontext() if ledger is None else ledger.host_only(),
+            in_place_of_lr(optimizer, self.hyper),
+        ):
+            yield
 
     # -- lowering --------------------------------------------------------------------------------
 
@@ -172,6 +247,11 @@ class DeviceScheduler(TorchScheduler):
     def horizon(self) -> int:
         """Steps that the schedule is computed ahead where it has no opcode of its own."""
         return self.__dict__.get("_horizon", DEFAULT_HORIZON)
+
+    @property
+    def hyper(self) -> str:
+        """The hyperparameter that the schedule moves."""
+        return self.__dict__.get("_hyper", "lr")
 
     def _row(self) -> Row | None:
         """The row that moves lr, or None where the arguments have no exact device form."""
@@ -186,32 +266,44 @@ class DeviceScheduler(TorchScheduler):
 
     def _tabulated(self) -> bool:
         """Whether the device form is a table of values computed ahead."""
-        return self._changed() or self._row() is None
+        return self._lower(child=False) is None
 
     def _changed(self) -> bool:
-        """Whether a subclass computes other values than the class whose row this is."""
-        ours = next(c for c in type(self).__mro__ if c.__module__.startswith("fused_sched."))
-        names = ("get_lr", "_get_closed_form_lr", "_update_lr", "_host_step")
-        return ours is DeviceScheduler or any(
-            getattr(type(self), name, None) is not getattr(ours, name, None) for name in names
+        """Whether somebody's subclass computes other values than the class whose row this is."""
+        stock = next(c for c in type(self).__mro__ if c.__module__.startswith("torch.optim"))
+        theirs = (c for c in type(self).__mro__ if not c.__module__.startswith(_WRITTEN))
+        return any(
+            hasattr(stock, name) and not name.startswith("__") and name not in _RECORDS
+            for c in theirs
+            for name in vars(c)
         )
 
-    def _segments(self, child: bool = False) -> Segments:
-        """The rows of every column that this scheduler moves.
+    def _segments(self) -> Segments:
+        """The rows of every column that this scheduler moves, with its position of now."""
+        segments = self._lower(child=False)
+        return tabulate(self) if segments is None else segments
+
+    def _lower(self, child: bool) -> Segments | None:
+        """The rows of opcodes of its own; None where it has none, so that it is tabulated.
 
         Args:
             child: it is the child of a SequentialLR, which may restart it.
         """
-        row = None if self._changed() else self._row()
-        if row is None:
-            from .table import tabulate
-
-            return tabulate(self)
-        segments = {"lr": [self._placed(row, child)]}
-        momentum = self._momentum_row()
+        if self._changed():
+            return None
+        with in_place_of_lr(self.optimizer, self.hyper):
+            row, momentum = self._row(), self._momentum_row()
+            if row is None:
+                return None
+            try:
+                rows = {self.hyper: self._placed(row, child)}
+            except ArithmeticError:  # torch raises it at the milestone, not before
+                return None
         if momentum is not None:
-            segments[momentum[0]] = [self._placed(momentum[1], child, source=False)]
-        return segments
+            rows[momentum[0]] = self._placed(momentum[1], child, source=False)
+        groups = len(self.optimizer.param_groups)
+        fitting = all(placed.fits(groups) for placed in rows.values())
+        return {name: [placed] for name, placed in rows.items()} if fitting else None
 
     def _placed(self, row: Row, child: bool, source: bool = True) -> Row:
         """A row with this scheduler's position."""
@@ -220,12 +312,17 @@ class DeviceScheduler(TorchScheduler):
         row.child = child
         if source:
             row.source = self
-            last = self.__dict__.get("_last_lr") or [0.0]
-            row.lanes = {layout.LAST: _floats(last), **row.lanes}
+            row.lanes = {layout.LAST: self._last_values(), **row.lanes}
             if child and hasattr(self, "_get_closed_form_lr"):
                 row.words = {**row.words, layout.HAS_RESTART: 1}
                 row.lanes = {**row.lanes, layout.RESTART: self._restart_values()}
         return row
+
+    def _last_values(self) -> list[float]:
+        """torch's _last_lr; 0 for groups that it does not know yet or whose lr is on a device."""
+        groups = len(self.optimizer.param_groups)
+        last = [_host_float(value) for value in self.__dict__.get("_last_lr", ())]
+        return [*last, *[0.0] * groups][:groups]
 
     def _restart_values(self) -> list[float]:
         """What torch's SequentialLR sets at this child's milestone: the closed form at 0."""
@@ -236,6 +333,13 @@ class DeviceScheduler(TorchScheduler):
         finally:
             self.__dict__["last_epoch"] = epoch
 
+    def _forget_tables(self) -> None:
+        """What was computed from the attributes may be stale."""
+        for cache in _CACHES:
+            self.__dict__.pop(cache, None)
+
+    # -- back to the host ------------------------------------------------------------------------
+
     def _lift(self, epoch: int, count: int, lanes: list[list[float]]) -> None:
         """Take this scheduler's position from its row; ``lanes`` is [LANE_WORDS][groups]."""
         attributes = self.__dict__
@@ -243,6 +347,17 @@ class DeviceScheduler(TorchScheduler):
         if "_step_count" in attributes:
             attributes["_step_count"] = count
         attributes["_last_lr"] = lanes[layout.LAST]
+
+    def _catch_up(self, advances: int, lanes: list[list[float]]) -> None:
+        """Make the steps that the device has made from a table, whatever they move here."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            for _ in range(advances):
+                try:
+                    self._host_step()
+                except NO_FORM:
+                    break  # past its end; the device has noted that
+        self.__dict__["_last_lr"] = lanes[layout.LAST]
 
     def _lift_composite(self) -> None:
         """After the children's positions were taken: a composite's own."""
@@ -253,15 +368,25 @@ class DeviceScheduler(TorchScheduler):
 
     def _rehearse(self) -> None:
         """Raise what torch would raise at the next step, changing nothing."""
-        from .table import detached
-
-        detached(self)[0]._host_step()
+        detached(self)[0].step()
 
 
 def _floats(values: Sequence[Any]) -> list[float]:
     return [float(value) for value in values]
 
 
+def _host_float(value: Any) -> float:
+    """A number, without waiting for a device."""
+    return 0.0 if isinstance(value, Tensor) and value.device.type != "cpu" else float(value)
+
+
 def base_lrs(scheduler: Any) -> list[float]:
-    """torch's ``base_lrs``, as floats."""
-    return _floats(scheduler.base_lrs)
+    """torch's ``base_lrs``, as floats; tensors on a device are read once."""
+    bases = scheduler.base_lrs
+    if not any(isinstance(base, Tensor) for base in bases):
+        return _floats(bases)
+    known, values = scheduler.__dict__.get("_bases", ((), []))
+    if len(known) != len(bases) or not all(map(is_, known, bases)):
+        known, values = list(bases), _floats(bases)
+        scheduler.__dict__["_bases"] = (known, values)
+    return values

@@ -151,5 +151,8 @@ class ChainedScheduler(_Composite, torch.optim.lr_scheduler.ChainedScheduler):
 
     def _lift_composite(self) -> None:
         for scheduler in self._schedulers:
-            scheduler._lift_composite()
-        self.__dict__["_last_lr"] = self._schedulers[-1].__dict__["_last_lr"]
+            if isinstance(scheduler, DeviceScheduler):
+                scheduler._lift_composite()
+        movers = [one for one in self._schedulers if getattr(one, "hyper", "lr") == "lr"]
+        if movers:
+            self.__dict__["_last_lr"] = movers[-1].__dict__["_last_lr"]

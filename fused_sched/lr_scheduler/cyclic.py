@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from fused_sched.tables import layout
@@ -10,13 +12,38 @@ from fused_sched.tables.program import Row
 from .base import DeviceScheduler, _floats, base_lrs
 
 _MODES = {
-    "triangular": layout.TRIANGULAR,
-    "triangular2": layout.TRIANGULAR2,
-    "exp_range": layout.EXP_RANGE,
+    ("_triangular_scale_fn", "cycle"): layout.TRIANGULAR,
+    ("_triangular_scale_fn", "iterations"): layout.TRIANGULAR,
+    ("_triangular2_scale_fn", "cycle"): layout.TRIANGULAR2,
+    ("_exp_range_scale_fn", "iterations"): layout.EXP_RANGE,
 }
+"""By torch's scale function and what it is called with."""
 
 
-class CyclicLR(DeviceScheduler, torch.optim.lr_scheduler.CyclicLR):
+class Cycle(DeviceScheduler):
+    """What CyclicLR and OneCycleLR share: a momentum or beta1 that runs the other way."""
+
+    cycle_momentum: bool
+    use_beta1: bool
+
+    def __init__(self, optimizer: Any, *args: Any, hyper: str = "lr", **kwargs: Any) -> None:
+        if hyper != "lr" and kwargs.setdefault("cycle_momentum", False):
+            raise ValueError(
+                f"cycle_momentum=True goes with a cycle of lr; pass cycle_momentum=False with "
+                f"hyper={hyper!r}"
+            )
+        super().__init__(optimizer, *args, hyper=hyper, **kwargs)
+
+    def _other_row(self) -> Row | None:
+        """The row of the momentum or beta1."""
+        raise NotImplementedError
+
+    def _momentum_row(self) -> tuple[str, Row] | None:
+        row = self._other_row() if self.cycle_momentum else None
+        return None if row is None else ("beta1" if self.use_beta1 else "momentum", row)
+
+
+class CyclicLR(Cycle, torch.optim.lr_scheduler.CyclicLR):
     r"""lr runs between ``base_lr`` and ``max_lr``, momentum or beta1 the other way, on the device.
 
     .. math::
@@ -29,22 +56,26 @@ class CyclicLR(DeviceScheduler, torch.optim.lr_scheduler.CyclicLR):
     Source: Smith, "Cyclical Learning Rates for Training Neural Networks" (2015).
     """
 
-    def _shape(self) -> dict[int, float]:
-        return {layout.P1: self.total_size, layout.P2: self.step_ratio, layout.P3: self.gamma}
-
     def _row(self) -> Row | None:
-        if self._scale_fn_custom is not None or self.gamma < 0:
-            return None
-        lanes = {layout.BASE: base_lrs(self), layout.P0: _floats(self.max_lrs), **self._shape()}
-        return Row(layout.CYCLIC, lanes, words={layout.MODE: _MODES[self.mode]})
+        return self._between(base_lrs(self), _floats(self.max_lrs))
 
-    def _momentum_row(self) -> tuple[str, Row] | None:
-        if not self.cycle_momentum:
+    def _other_row(self) -> Row | None:
+        return self._between(_floats(self.max_momentums), _floats(self.base_momentums))
+
+    def _between(self, start: list[float], peak: list[float]) -> Row | None:
+        if self._scale_fn_custom is not None:
+            return None
+        # Torch binds mode and gamma when it is built or loaded, not when they are assigned.
+        bound = self._scale_fn_ref
+        mode = _MODES.get((getattr(bound, "func", bound).__name__, self.scale_mode))
+        (gamma,) = getattr(bound, "args", (1.0,))
+        if mode is None or gamma < 0:
             return None
         lanes = {
-            layout.BASE: _floats(self.max_momentums),
-            layout.P0: _floats(self.base_momentums),
-            **self._shape(),
+            layout.BASE: start,
+            layout.P0: peak,
+            layout.P1: self.total_size,
+            layout.P2: self.step_ratio,
+            layout.P3: gamma,
         }
-        row = Row(layout.CYCLIC, lanes, words={layout.MODE: _MODES[self.mode]})
-        return ("beta1" if self.use_beta1 else "momentum"), row
+        return Row(layout.CYCLIC, lanes, words={layout.MODE: mode})

@@ -29,7 +29,3 @@ class LinearLR(DeviceScheduler, torch.optim.lr_scheduler.LinearLR):
                 layout.P2: float(self.total_iters),
             },
         )
-
-    def _restart_values(self) -> list[float]:
-        # torch divides by total_iters here; with 0 it raises at the milestone, not before.
-        return super()._restart_values() if self.total_iters else [float("nan")]

@@ -7,7 +7,7 @@ import torch
 from fused_sched.tables import layout
 from fused_sched.tables.program import Row
 
-from .base import DeviceScheduler
+from .cyclic import Cycle
 
 _ANNEALS = {"cos": layout.ANNEAL_COS, "linear": layout.ANNEAL_LINEAR}
 _STARTS = (layout.P0, layout.P2, layout.P4)
@@ -15,7 +15,7 @@ _ENDS = (layout.P1, layout.P3, layout.P5)
 _END_STEPS = (layout.P6, layout.P7, layout.P8)
 
 
-class OneCycleLR(DeviceScheduler, torch.optim.lr_scheduler.OneCycleLR):
+class OneCycleLR(Cycle, torch.optim.lr_scheduler.OneCycleLR):
     r"""lr rises to ``max_lr`` and falls to almost 0, momentum or beta1 the other way.
 
     Each phase from ``start`` to ``end`` anneals with
@@ -32,11 +32,8 @@ class OneCycleLR(DeviceScheduler, torch.optim.lr_scheduler.OneCycleLR):
     def _row(self) -> Row | None:
         return self._phases("start_lr", "end_lr")
 
-    def _momentum_row(self) -> tuple[str, Row] | None:
-        if not self.cycle_momentum:
-            return None
-        row = self._phases("start_momentum", "end_momentum")
-        return None if row is None else (("beta1" if self.use_beta1 else "momentum"), row)
+    def _other_row(self) -> Row | None:
+        return self._phases("start_momentum", "end_momentum")
 
     def _phases(self, start: str, end: str) -> Row | None:
         """A row from one pair of keys of the phases; None for a checkpoint of torch before 2.0."""

@@ -27,7 +27,3 @@ class PolynomialLR(DeviceScheduler, torch.optim.lr_scheduler.PolynomialLR):
         return Row(
             layout.POLYNOMIAL, {layout.P0: float(self.total_iters), layout.P1: float(self.power)}
         )
-
-    def _restart_values(self) -> list[float]:
-        # torch divides by total_iters here; with 0 it raises at the milestone, not before.
-        return super()._restart_values() if self.total_iters else [float("nan")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import types
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -59,9 +59,9 @@ def tabulate(scheduler: Any) -> Segments:
         ValueError: an unknown scheduler's values depend on ``group["lr"]``, so that a table would
             be wrong after any edit.
     """
-    hyper = getattr(scheduler, "hyper", "lr")
     groups = scheduler.__dict__["optimizer"].param_groups
-    keys = [hyper, *(key for key in _COLUMNS if key in groups[0] and key != hyper)]
+    hypers = _hypers(scheduler)
+    keys = dict.fromkeys([*hypers, *(key for key in _COLUMNS if key in groups[0])])
     epoch = position(scheduler)
     now = {key: _values(groups, key) for key in keys}
     table = scheduler.__dict__.get("_table")
@@ -69,7 +69,7 @@ def tabulate(scheduler: Any) -> Segments:
         table = scheduler.__dict__["_table"] = _run_ahead(scheduler, epoch, now)
     segments: Segments = {}
     for key, values in table.values.items():
-        if key == hyper or (values != values[0]).any():
+        if key in hypers or (values != values[0]).any():
             row = Row(
                 layout.TABLE_VALUE,
                 words={layout.AUX_EPOCH: table.epoch + 1, layout.AUX_LENGTH: len(values) - 1},
@@ -78,7 +78,7 @@ def tabulate(scheduler: Any) -> Segments:
                 ahead=True,
                 recursive=table.recursive,
             )
-            placed = scheduler._placed(row, child=False, source=key == hyper)
+            placed = scheduler._placed(row, child=False, source=key == hypers[0])
             placed.epoch = epoch
             segments[_COLUMNS.get(key, key)] = [placed]
     return segments
@@ -149,6 +149,11 @@ def _stranger(scheduler: Any) -> Any:
     return next((one for one in everyone if not type(one).__module__.startswith(written)), None)
 
 
+def _hypers(scheduler: Any) -> list[str]:
+    """The hyperparameters that a scheduler and those in it move, the first its own."""
+    return list(dict.fromkeys(getattr(one, "hyper", "lr") for one in _inside(scheduler)))
+
+
 def _plain(value: Any) -> Any:
     return float(value) if isinstance(value, Tensor) else value
 
@@ -161,20 +166,20 @@ def _values(groups: list[Any], key: str) -> Tensor:
 
 
 def _run(
-    scheduler: Any, keys: Iterable[str], steps: int, edited: str | None = None
+    scheduler: Any, keys: Iterable[str], steps: int, edited: Sequence[str] = ()
 ) -> dict[str, list[Tensor]]:
     """Every key's values after each of the steps; shorter if the schedule raises.
 
     Args:
-        edited: a key that gets another value before each step.
+        edited: keys that get another value before each step.
     """
     clone, groups = detached(scheduler)
     values: dict[str, list[Tensor]] = {key: [] for key in keys}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         for number in range(steps):
-            for group in groups if edited else ():
-                group[edited] = 0.5 + 0.25 * group[edited]
+            for group in groups:
+                group.update({key: 0.5 + 0.25 * group[key] for key in edited})
             try:
                 clone.step()
             except NO_FORM:
@@ -198,7 +203,10 @@ def _run_ahead(scheduler: Any, epoch: int, now: dict[str, Tensor]) -> Table:
 
 def _depends_on_lr(scheduler: Any) -> bool:
     """Probe: does an edit of lr before each step change what the step makes of it?"""
-    hyper = getattr(scheduler, "hyper", "lr")
+    hypers = _hypers(scheduler)
     steps = min(getattr(scheduler, "horizon", PROBE), PROBE)
-    plain, edited = (_run(scheduler, [hyper], steps, by)[hyper] for by in (None, hyper))
-    return len(plain) != len(edited) or not all(map(torch.equal, plain, edited))
+    plain, edited = (_run(scheduler, hypers, steps, edited=by) for by in ((), hypers))
+    return any(
+        len(plain[key]) != len(edited[key]) or not all(map(torch.equal, plain[key], edited[key]))
+        for key in hypers
+    )

@@ -30,10 +30,11 @@ def step_scheduler(ledger: Ledger, scheduler: Any, *args: Any, **kwargs: Any) ->
 
 def _answer(ledger: Ledger, fused: Fused) -> None:
     """A ``step()`` call for a schedule that has already moved: only check the cadence."""
-    if ledger.captured or ledger.values_ahead or capturing():
+    if capturing():
         return
     advances = fused.steps // fused.interval
-    if advances - fused.answered >= 2:
+    unsure = ledger.captured or ledger.values_ahead
+    if advances - fused.answered >= 2 and not unsure:
         steps = (advances - fused.answered) * fused.interval
         raise RuntimeError(
             f"{type(fused.scheduler).__name__}.step() was called once in {steps} optimizer "

@@ -89,9 +89,12 @@ class Ledger:
         assert plans[0].block is not None
         host = plans[0].block.fetch()
         with self.host_only():
-            self._take_values(host)
             self.schedules.lift(host, self.programs)
+            self._take_values(host)
         if host.clock[layout.OVERRUN]:
+            for plan in plans:
+                assert plan.block is not None
+                plan.block.clock[layout.OVERRUN].zero_()
             raise RuntimeError(
                 "A captured schedule ran past its end: the table of a tabulated scheduler or the "
                 "total_steps of OneCycleLR. The value was held. Pass horizon=<total steps> to "
@@ -160,9 +163,7 @@ class Ledger:
         if not self.captured:
             return
         if len(self.rules._state_names(after)) > len(self.rules._state_names(before)):
-            raise RuntimeError(
-                f"param_group[{key!r}] = {value!r} needs another state, but {RELEASE}."
-            )
+            raise RuntimeError(f"param_group[{key!r}] = {value!r} needs more state, but {RELEASE}.")
         if isinstance(before.get(key), Tensor) and before[key] is not value:
             raise RuntimeError(
                 f"A captured graph reads {key} from the tensor in this group; write into it with "
@@ -205,12 +206,12 @@ class Ledger:
 
     def _upload(self, plans: Sequence[Plan]) -> None:
         self._since_upload = 0
-        if not plans:
+        if not plans and not self.schedules.fused:
             return
         with self.host_only():
             groups = self.optimizer.param_groups
             encoded = [self.encode(group) for group in groups]
-            self.programs = self.schedules.lower(len(groups))
+            self.programs = self.schedules.lower(len(groups), self.programs)
         record = torch.tensor(encoded, dtype=torch.float64).t().contiguous()
         for plan in plans:
             if not plan.fits(len(groups), self.programs):
@@ -231,10 +232,13 @@ class Ledger:
         """Let a scheduler advance in the optimizer's launch from here on."""
         self.refuse_if_captured("fuse()")
         self.refresh()
-        with self.host_only():
-            scheduler._segments()  # raises for what has no device form
+        before = list(self.schedules.fused)
         self.schedules.fuse(Fused(scheduler, interval, on_skip))
-        self.stepper.prepare()
+        try:
+            self.stepper.prepare()  # raises for what has no device form
+        except BaseException:
+            self.schedules.fused = before
+            raise
 
     def step_scheduler(self, scheduler: Any, *args: Any, **kwargs: Any) -> None:
         """``scheduler.step()`` of one of our schedulers."""
@@ -244,11 +248,10 @@ class Ledger:
 
     def check_end(self) -> None:
         """Before a fused step: renew a table that ends, raise where torch's schedule raises."""
-        if not self.schedules.fused or self.values_ahead or self.captured:
+        if not self.schedules.fused or self.captured:
             return
         if not self._blocks():
             self.refresh()
-            return
         ends = self.programs[0].ends if self.programs else None
         if ends is not None and self._since_upload >= ends:
             self.refresh()
@@ -266,9 +269,21 @@ class Ledger:
         return bool(self._zeroed) and everyone and not self.keeper.state
 
     def count(
-        self, plans: Sequence[Plan], grads: Sequence[Sequence[int]], moved: bool, scaled: bool
+        self,
+        plans: Sequence[Plan],
+        grads: Sequence[Sequence[int]],
+        moved: bool,
+        scaled: bool,
+        advance: bool,
     ) -> None:
-        """The account of a step that has been launched."""
+        """The account of a step that has been launched.
+
+        Args:
+            grads: addresses of the gradients, by plan and member.
+            moved: whether the params of the eager engine moved.
+            scaled: whether only the device knows if the step was made.
+            advance: whether the fused schedules were to advance.
+        """
         self.keeper.behind = True
         self._zeroed.clear()
         if any(capturing(plan.device) for plan in plans):
@@ -279,7 +294,9 @@ class Ledger:
         else:
             for plan, addresses in zip(plans, grads, strict=True):
                 plan.count_step(addresses)
-        if self.schedules.fused:
+            if self.keeper.shown and not self.clock_ahead:
+                self.keeper.write_steps(plans)  # somebody holds the dict and may read it
+        if self.schedules.fused and advance:
             rates = bool(self.rates())
             self._count_advance(moved, unknown=bool(plans) and (scaled or rates))
             if rates and not plans:
@@ -287,10 +304,10 @@ class Ledger:
 
     def _count_advance(self, moved: bool, unknown: bool) -> None:
         """The account of the fused schedules, which only the device knows if ``unknown``."""
+        self._since_upload += 1
         if unknown:
             self.values_ahead = True
             return
-        self._since_upload += 1
         for fused in self.schedules.fused:
             fused.steps += moved or fused.on_skip
         if moved:

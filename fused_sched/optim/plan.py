@@ -58,6 +58,7 @@ class Plan:
         rows = [program.ops.shape[0] for program in programs]
         aux = [program.aux.numel() for program in programs]
         self.block = Block(self.device, columns, groups, len(self.offsets), rows, aux)
+        self._sent: list[Tensor | None] = [None] * len(programs)  # tables that do not change
         self.send_clock()
 
     def fits(self, groups: int, programs: Sequence[Assembled]) -> bool:
@@ -81,9 +82,10 @@ class Plan:
         assert self.block is not None
         self.join_stream()
         self.block.send_values(record, [(p.ops, p.lanes) for p in programs])
-        for mine, program in zip(self.block.programs, programs, strict=True):
-            if program.aux.numel():
-                send(mine.aux[: program.aux.numel()], program.aux)
+        for number, program in enumerate(programs):
+            if program.aux is not self._sent[number]:
+                send(self.block.programs[number].aux[: program.aux.numel()], program.aux)
+                self._sent[number] = program.aux
 
     def write(self, group: int, values: Mapping[int, float]) -> None:
         """Send one group's values, by column."""

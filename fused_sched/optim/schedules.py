@@ -66,6 +66,10 @@ class Schedules:
     def roots(self) -> Iterator[Any]:
         return (scheduler for ref in self._roots if (scheduler := ref()) is not None)
 
+    def is_inside(self, scheduler: Any) -> bool:
+        """Whether another scheduler steps this one."""
+        return any(_steps(one, scheduler) for one in self.roots())
+
     def find(self, scheduler: Any) -> Fused | None:
         return next((f for f in self.fused if f.scheduler is scheduler), None)
 
@@ -181,3 +185,8 @@ class Schedules:
                 if id(source.scheduler()) in inside and ops[row, layout.INTERVAL] == fused.interval:
                     fused.tick = int(ops[row, layout.TICK])
                     break
+
+
+def _steps(one: Any, other: Any) -> bool:
+    """Whether a scheduler has another inside it, at any depth."""
+    return any(child is other or _steps(child, other) for child in getattr(one, "_schedulers", ()))

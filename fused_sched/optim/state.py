@@ -196,6 +196,7 @@ class StateKeeper:
         tensors = dict(self._slots(member))
         if self._rules._HAS_STEP and "step" not in (entry or {}):
             tensors = self._first_step(param, group) | tensors
+            self._steps_seen[param] = tensors["step"], 0
         if entry:
             self._reserve.pop(param, None)
             entry.update(tensors)

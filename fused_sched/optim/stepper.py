@@ -261,7 +261,10 @@ class Stepper:
             )
         if advance and ledger.schedules.fused:
             ledger.write_rates()
-        ledger.count(plans, grads, moved, scaled=found_inf is not None and bool(plans))
+        scaled = found_inf is not None and bool(plans)
+        ledger.count(plans, grads, moved, scaled, advance)
+        if not advance:
+            ledger.upload()  # without the schedule the launch left one half of the record behind
 
     def _fitted(self, engines: Mapping[torch.device, Any], everyone: bool) -> list[Plan]:
         """The plans of these devices, ready for a launch."""

@@ -6,6 +6,7 @@ do not run; ``replay()`` runs them on the same memory; what would wait for the d
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,11 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fused_sched.engines import triton_engine
-from fused_sched.lr_scheduler import base as scheduler_base
-from fused_sched.optim import base, ledger, plan, state, stepper
-
-_ASKS = [m for m in (scheduler_base, base, ledger, plan, state, stepper) if hasattr(m, "capturing")]
-"""Modules that ask whether a stream captures."""
+from fused_sched.optim.plan import capturing
 
 
 class RecordedGraph:
@@ -69,8 +66,9 @@ def _recording(graph: RecordedGraph) -> Iterator[None]:
         graph.operations.append(lambda: launch(*arguments))
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in _ASKS:
-            patch.setattr(module, "capturing", lambda device=None: True)
+        for name, module in list(sys.modules.items()):
+            if name.startswith("fused_sched.") and vars(module).get("capturing") is capturing:
+                patch.setattr(module, "capturing", lambda device=None: True)
         patch.setattr(triton_engine, "_launch", record)
         with _Recorder(graph):
             yield

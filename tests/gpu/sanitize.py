@@ -1,7 +1,8 @@
-"""A short run for compute-sanitizer's memcheck, without CUDA graphs: ``python -m tests.gpu.sanitize``.
+"""A short run for compute-sanitizer's memcheck, without CUDA graphs.
 
-Every kernel of the Triton engine over the shapes that hurt, with gradients that are missing, odd
-and scaled. Run it with PYTORCH_NO_CUDA_MEMORY_CACHING=1: each tensor is then an allocation.
+``python -m tests.gpu.sanitize`` starts every kernel of the Triton engine over the shapes that hurt,
+with gradients that are missing, odd and scaled. Run it with PYTORCH_NO_CUDA_MEMORY_CACHING=1: each
+tensor is then an allocation of its own.
 """
 
 from __future__ import annotations

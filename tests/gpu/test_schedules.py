@@ -41,7 +41,7 @@ class OnDevice:
         return trace.cpu()
 
     def start(self) -> Tensor:
-        return self.block.record[:1].cpu()
+        return self.block.record[:1].to("cpu", copy=True)
 
 
 @pytest.mark.parametrize("name", ["SGD", "AdamW"])
@@ -66,11 +66,18 @@ def test_plateau_on_the_device_equals_stock(case, device):
     assert_promise(case, torch.cat(values), stock.values(STEPS))
 
 
-MANY = [case for case in BY_ITSELF if case.id.split("-")[0] in ("SequentialLR", "OneCycleLR")]
+_MANY = (
+    "CosineAnnealingWarmRestarts-mult-2",
+    "LambdaLR-function",
+    "OneCycleLR-default",
+    "SequentialLR-warmup-cosine",
+    "ChainedScheduler-three",
+)
+MANY = [case for case in BY_ITSELF if case.id in _MANY]
 
 
 @pytest.mark.parametrize("groups", [128, 129, 465])
-@over(MANY[:6])
+@over(MANY)
 def test_more_groups_than_lanes(case, groups, device):
     """The program takes 128 groups at a time and moves the rows' scalars with the last."""
     rates = [RATES[i % len(RATES)] for i in range(groups)]
@@ -78,6 +85,4 @@ def test_more_groups_than_lanes(case, groups, device):
     ours = OnDevice(case, "SGD", rates, device)
     values = torch.cat([ours.start(), ours.advance(steps)])
     stock = Stock(case, "SGD").values(steps)
-    columns = [g % len(RATES) for g in range(groups)]
-    per_group = [g for g in range(groups) if g % len(RATES) < stock.shape[2]]
-    assert_promise(case, values[:, :, per_group], stock[:, :, columns])
+    assert_promise(case, values, stock[:, :, [g % len(RATES) for g in range(groups)]])
