@@ -31,7 +31,7 @@ def seed():
 @pytest.fixture(params=["triton", "eager"])
 def engine(request):
     """Every engine that a CPU has; the test runs under it."""
-    with fused_sched.use_engine(request.param):
+    with fused_sched.use_engine(request.param), quick():
         yield request.param
 
 

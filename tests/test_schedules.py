@@ -16,9 +16,10 @@ import fused_sched
 from fused_sched.engines import triton_engine
 from tests.cases import PROMISE, SCHEDULERS, SchedulerCase, plain_step
 from tests.interpreter import quick
+from tests.twins import RATES, assert_same
 
 STEPS = 1000
-FEWER = 200
+FEWER = 120
 """Steps of the rows that are not in LONG: the interpreter takes 3 to 16 ms for each."""
 
 LONG = (
@@ -40,9 +41,6 @@ LONG = (
     "ReduceLROnPlateau-min-rel",
 )
 """One row of each class."""
-
-RATES = (0.1, 0.02, 0.4)
-"""lr of the groups."""
 
 BY_ITSELF = [case for case in SCHEDULERS if case.advance is plain_step]
 WITH_METRIC = [case for case in SCHEDULERS if case.advance is not plain_step]
@@ -125,22 +123,6 @@ def assert_promise(case: SchedulerCase, ours: Tensor, stock: Tensor) -> None:
     ]
 
 
-def assert_same_state(ours: Any, stock: Any, tolerance: float) -> None:
-    """State dicts with the same keys, types and counters; floats to the tolerance."""
-    assert type(ours) is type(stock)
-    if isinstance(stock, dict):
-        assert set(ours) == set(stock)
-        for key, value in stock.items():
-            assert_same_state(ours[key], value, tolerance)
-    elif isinstance(stock, (list, tuple)):
-        for mine, theirs in zip(ours, stock, strict=True):
-            assert_same_state(mine, theirs, tolerance)
-    elif isinstance(stock, float):
-        assert ours == pytest.approx(stock, rel=tolerance, abs=tolerance)
-    elif not callable(stock):
-        assert ours == stock
-
-
 def steps_of(case: SchedulerCase) -> int:
     return case.horizon(STEPS if case.id in LONG else FEWER)
 
@@ -157,7 +139,7 @@ def test_schedule_equals_stock_at_each_step(case):
     stock, ours = Stock(case, "SGD"), OnDevice(case, "SGD")
     assert_promise(case, ours.values(steps), stock.values(steps))
     tolerance = case.tolerance(steps)
-    assert_same_state(ours.scheduler.state_dict(), stock.scheduler.state_dict(), tolerance)
+    assert_same(ours.scheduler.state_dict(), stock.scheduler.state_dict(), tolerance)
 
 
 @over(CYCLES)
@@ -187,4 +169,4 @@ def test_plateau_equals_stock_at_each_metric(case):
     for step in range(1, steps + 1):
         case.advance(fed, step)
     assert_promise(case, torch.cat(fed.seen), stock.values(steps))
-    assert_same_state(ours.scheduler.state_dict(), stock.scheduler.state_dict(), PROMISE)
+    assert_same(ours.scheduler.state_dict(), stock.scheduler.state_dict(), PROMISE)

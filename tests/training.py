@@ -17,7 +17,11 @@ STEPS = 5
 
 def named(rows: Sequence[Any]) -> dict[str, Any]:
     """For ``pytest.mark.parametrize``."""
-    return {"argvalues": rows, "ids": [getattr(row, "id", str(row)) for row in rows]}
+    return {"argvalues": rows, "ids": [_name(row) for row in rows]}
+
+
+def _name(row: Any) -> str:
+    return getattr(row, "id", None) or getattr(row, "__name__", None) or str(row)
 
 
 def case(id: str) -> Any:

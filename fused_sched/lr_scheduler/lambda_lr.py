@@ -32,14 +32,14 @@ class _Lambdas(DeviceScheduler):
         if self._changed() or len(self.lr_lambdas) != len(self.optimizer.param_groups):
             return None
         epoch = self.__dict__["last_epoch"]
-        first, table = self._table(0 if child else epoch + 1)
+        first, table = self._table_from(0 if child else epoch + 1)
         length = len(table) // len(self.lr_lambdas)
         words = {layout.AUX_EPOCH: first, layout.AUX_LENGTH: length}
         ends = first + length - 1 - max(epoch, 0)
         row = Row(self._OPCODE, words=words, aux=table, ends=ends)
         return {self.hyper: [self._placed(row, child)]}
 
-    def _table(self, first: int) -> tuple[int, Tensor]:
+    def _table_from(self, first: int) -> tuple[int, Tensor]:
         """(first epoch, the table): the last one while it holds the next epoch."""
         scales = self._scales()
         calls = [(id(call), repr(getattr(call, "__dict__", None))) for call in self.lr_lambdas]

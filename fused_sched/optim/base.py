@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .ledger import Ledger
-from .loading import loading
+from .loading import Loading
 from .plan import capturing
 
 Closure = Callable[[], Any]
@@ -82,7 +82,10 @@ class FusedOptimizer(torch.optim.Optimizer):
         if "state" in state:
             self.state = state.pop("state")
         super().__setstate__(state)
-        self._ledger.stepper.adopt()
+        ledger = self._ledger
+        ledger.stepper.adopt()
+        if ledger.loading is not None:
+            ledger.loading.take()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's; raises while a captured graph uses the tables."""
@@ -108,10 +111,10 @@ class FusedOptimizer(torch.optim.Optimizer):
         ledger.refresh()
         ledger.refresh_clock()
         optimizer = ledger.optimizer  # a wrapper (Lightning's, Accelerate's) must not be loaded
-        seen: list[dict[str, Any]] = []
-        handle = optimizer.register_load_state_dict_pre_hook(lambda _, given: seen.append(given))
+        loading = Loading(ledger)
+        handle = optimizer.register_load_state_dict_pre_hook(loading.see)
         try:
-            with loading(ledger, seen):
+            with loading.around():
                 super(FusedOptimizer, optimizer).load_state_dict(state_dict)
         finally:
             handle.remove()

@@ -22,6 +22,7 @@ from fused_sched.tables.program import Assembled
 
 from .explicit import step_scheduler
 from .group import Group
+from .loading import Loading
 from .plan import Plan, capturing
 from .rates import Rates, rates_of, read_rates, write_rates
 from .schedules import Fused, Schedules
@@ -43,6 +44,7 @@ class Ledger:
         self.values_ahead = False
         self.clock_ahead = False
         self.captured = False
+        self.loading: Loading | None = None
         self._since_upload = 0
         self._busy = 0
         self._zeroed: set[int] = set()  # groups whose lr was assigned 0 since the last step
@@ -265,8 +267,9 @@ class Ledger:
         ``torch.distributed.checkpoint`` assigns lr 0 to every group and steps once; neither the
         params nor the schedule may move.
         """
-        everyone = self._zeroed == {id(group) for group in self.optimizer.param_groups}
-        return bool(self._zeroed) and everyone and not self.keeper.state
+        if not self._zeroed or self.keeper.state:
+            return False
+        return self._zeroed == {id(group) for group in self.optimizer.param_groups}
 
     def count(
         self,

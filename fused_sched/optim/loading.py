@@ -12,30 +12,48 @@ if TYPE_CHECKING:
     from .ledger import Ledger
 
 
-@contextmanager
-def loading(ledger: Ledger, given: list[dict[str, Any]]) -> Iterator[None]:
-    """Around torch's ``load_state_dict``: its groups, but the checkpoint's own tensors.
+class Loading:
+    """One call of torch's ``load_state_dict``, from the state dict to the tables."""
 
-    Args:
-        given: filled within the block with the state dict that torch loads.
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._groups = ledger.optimizer.param_groups
+        self._given: dict[str, Any] = {}
 
-    Raises:
-        RuntimeError: a captured graph lacks a state that the checkpoint asks for.
-        ValueError: the checkpoint does not fit. Either way nothing was loaded.
-    """
-    optimizer, keeper = ledger.optimizer, ledger.keeper
-    before = optimizer.param_groups, keeper.state, keeper.shown
-    try:
-        with ledger.host_only():
-            yield
-            groups = optimizer.param_groups
-            _check_groups(ledger, before[0], groups)
-            keeper.state = keeper.taken(given[-1], groups)
-    except BaseException:
-        optimizer.param_groups, keeper.state, keeper.shown = before
-        raise
-    keeper.shown = True
-    ledger.stepper.load()
+    def see(self, _: Any, state_dict: dict[str, Any]) -> None:
+        """torch's pre-hook, the last one: what is really loaded."""
+        self._given = state_dict
+
+    def take(self) -> None:
+        """Once torch has put its groups in place: the checkpoint's own tensors.
+
+        Raises:
+            RuntimeError: a captured graph lacks a state that the checkpoint asks for.
+            ValueError: the checkpoint does not fit.
+        """
+        ledger = self._ledger
+        groups = ledger.optimizer.param_groups
+        _check_groups(ledger, self._groups, groups)
+        ledger.keeper.state = ledger.keeper.taken(self._given, groups)
+
+    @contextmanager
+    def around(self) -> Iterator[None]:
+        """The call itself; if anything in it raises, nothing was loaded."""
+        ledger = self._ledger
+        keeper = ledger.keeper
+        before = keeper.state, keeper.shown
+        ledger.loading = self
+        try:
+            with ledger.host_only():
+                yield
+        except BaseException:
+            ledger.optimizer.param_groups = self._groups
+            keeper.state, keeper.shown = before
+            raise
+        finally:
+            ledger.loading = None
+        keeper.shown = True
+        ledger.stepper.load()
 
 
 def _check_groups(
@@ -52,5 +70,5 @@ def _check_groups(
             ) from error
         if ledger.captured and len(rules._state_names(after)) > len(rules._state_names(before)):
             raise RuntimeError(
-                f"The checkpoint's param group {number} has more state, but {RELEASE}."
+                f"Param group {number} of the checkpoint has more state, but {RELEASE}."
             )

@@ -47,9 +47,6 @@ class Plan:
         self.loaded: set[Any] = set()
         self._last_stream: Any = None
 
-    def members(self) -> dict[int, Member]:
-        return {member.index: member for member in self.table.members}
-
     def build_table(self, members: Sequence[Member]) -> None:
         self.table = ParamTable(members, self.device, self.name)
 

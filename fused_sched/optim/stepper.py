@@ -33,7 +33,9 @@ class Stepper:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = weakref.ref(ledger)
         self._params: list[Tensor] = []
+        self._sizes: list[int] = []  # params of each group
         self._group_of: list[int] = []
+        self._moved: set[int] = set()  # params that lie elsewhere than in the tables
 
     @property
     def ledger(self) -> Ledger:
@@ -56,9 +58,8 @@ class Stepper:
             self._wrap(groups, plain)
         params = [p for group in groups for p in dict.__getitem__(group, "params")]
         sizes = [len(dict.__getitem__(group, "params")) for group in groups]
-        group_of = [number for number, size in enumerate(sizes) for _ in range(size)]
-        if group_of != self._group_of or not all(map(is_, params, self._params)):
-            self._restart(params, group_of)
+        if sizes != self._sizes or not all(map(is_, params, self._params)):
+            self._restart(params, sizes)
         elif plain and not ledger.hosting:
             ledger.upload()
 
@@ -75,7 +76,7 @@ class Stepper:
         for number, group in values.items():
             groups[number] = Group(group, ledger)
 
-    def _restart(self, params: list[Tensor], group_of: list[int]) -> None:
+    def _restart(self, params: list[Tensor], sizes: list[int]) -> None:
         """Other params or groups: the tables start anew, from the state as it is."""
         ledger = self.ledger
         if ledger.captured:
@@ -84,28 +85,39 @@ class Stepper:
             ledger.refresh()
             ledger.show_state()
         ledger.plans.clear()
-        self._params, self._group_of = params, group_of
+        self._params, self._sizes = params, sizes
+        self._group_of = [number for number, size in enumerate(sizes) for _ in range(size)]
 
     # -- the plans -------------------------------------------------------------------------------
 
     def devices(self) -> list[torch.device]:
         """Where the params lie."""
         self.adopt()
-        return list(dict.fromkeys(local(param).device for param in self._params))
+        return self._devices()
 
     def is_prepared(self) -> bool:
         """Whether every param that may get a gradient has its place in a table."""
-        inside = {i for plan in self.ledger.plans.values() for i in plan.members()}
+        inside = {m.index for plan in self.ledger.plans.values() for m in plan.table.members}
         return all(i in inside for i, p in enumerate(self._params) if p.requires_grad)
 
     def _by_engine(self) -> tuple[list[Tensor] | None, dict[torch.device, Any]]:
         """(params for the eager engine, None for all; engines of the other devices)."""
-        devices = dict.fromkeys(local(param).device for param in self._params)
-        engines = {device: engine_for(device) for device in devices}
+        engines = {device: engine_for(device) for device in self._devices()}
         planned = {d: e for d, e in engines.items() if e is not eager_engine}
         if not planned:
             return None, planned
+        if len(planned) == len(engines):
+            return [], planned
         return [p for p in self._params if local(p).device not in planned], planned
+
+    def _devices(self) -> list[torch.device]:
+        """Where the params lie; those of the tables, while all are in them, lie where they did."""
+        plans = self.ledger.plans.values()
+        self._moved = {index for plan in plans for index in plan.table.moved()}
+        known = sum(len(plan.table.members) for plan in plans)
+        if known == len(self._params) and not self._moved:
+            return [plan.device for plan in plans if plan.table.members]
+        return list(dict.fromkeys(local(param).device for param in self._params))
 
     def _plan(self, device: torch.device, engine: Any) -> Plan:
         ledger = self.ledger
@@ -130,23 +142,31 @@ class Stepper:
 
     def _fit(self, plan: Plan, everyone: bool) -> None:
         """Make the plan's table hold every param that has a gradient (or could have one)."""
-        members = plan.members()
         slots = self._state_slots()
-        gone = {i for i, m in members.items() if m.moved or len(m.states) < slots[m.group]}
+        members = plan.table.members
+        gone = {m.index for m in members if len(m.states) < slots[m.group]}
+        gone |= self._moved
         if self.ledger.keeper.shown and not capturing(plan.device):
             gone |= self._take_state(plan, in_place=self.ledger.captured)
-        new = [
-            i
-            for i, param in enumerate(self._params)
-            if (i not in members or i in gone)
-            and (param.grad is not None or (everyone and param.requires_grad))
-            and local(param).device == plan.device
-        ]
+        complete = len(members) == len(self._params) and not gone
+        new = [] if complete else self._entering(plan, gone, everyone)
         if new or gone:
-            self._rebuild(plan, {i: m for i, m in members.items() if i not in gone}, new, gone)
+            stay = {m.index: m for m in members if m.index not in gone}
+            self._rebuild(plan, stay, new, gone)
         if plan.block is None:
             plan.refuse_capture("nothing is allocated yet")
             self.ledger.upload_into(plan)
+
+    def _entering(self, plan: Plan, gone: Container[int], everyone: bool) -> list[int]:
+        """Params with a gradient (or ``everyone`` that can have one) without place in the table."""
+        inside = {m.index for m in plan.table.members if m.index not in gone}
+        return [
+            i
+            for i, param in enumerate(self._params)
+            if i not in inside
+            and (param.grad is not None or (everyone and param.requires_grad))
+            and local(param).device == plan.device
+        ]
 
     def _state_slots(self) -> list[int]:
         """Per group, how many state tensors each of its params has."""

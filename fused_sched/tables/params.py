@@ -51,11 +51,8 @@ class Member:
         self.grad_dtype = declared.to_real() if declared.is_complex else declared
         self._plain = type(self.param) in (Tensor, torch.nn.Parameter) and not declared.is_complex
         self._strides = self.dense.stride()
-        self._place = self._where()
-
-    def _where(self) -> tuple[Any, ...]:
-        now = local(self.param)
-        return now.data_ptr(), now.shape, now.stride(), now.dtype
+        here = local(self.param)
+        self._here = here.data_ptr(), here.shape, here.stride(), here.dtype
 
     @property
     def dense(self) -> Tensor:
@@ -71,7 +68,8 @@ class Member:
     @property
     def moved(self) -> bool:
         """Whether the param's memory is no longer the one in the table (``.data``, ``.to()``)."""
-        return self._where() != self._place
+        now = self.param if self._plain else local(self.param)
+        return (now.data_ptr(), now.shape, now.stride(), now.dtype) != self._here
 
     def grad_address(self, name: str) -> int:
         """Address of the gradient in the param's own element order, 0 without one.
@@ -231,6 +229,10 @@ class ParamTable:
         if not self.members:
             return torch.zeros(layout.INFO, 1, dtype=torch.int64)
         return torch.tensor(facts, dtype=torch.int64)
+
+    def moved(self) -> set[int]:
+        """Numbers of the params that lie elsewhere now."""
+        return {member.index for member in self.members if member.moved}
 
     @property
     def programs(self) -> int:

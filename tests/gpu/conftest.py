@@ -56,7 +56,7 @@ def _kernels_end_well() -> Iterator[None]:
             raise
 
 
-def pytest_runtest_logfinish() -> None:
+def pytest_runtest_logfinish(nodeid: str, location: object) -> None:
     """Under xdist leave a broken process to be replaced: one failure does not hide the others."""
     if _broken and "PYTEST_XDIST_WORKER" in os.environ:
         os._exit(1)

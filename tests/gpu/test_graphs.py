@@ -260,6 +260,28 @@ def test_a_new_capture_after_release_continues_the_run(device):
     assert_same_params(ours, stock, torch.float64, "after 3 captures")
 
 
+@pytest.mark.parametrize("halving", [False, True], ids=["alone", "fused"])
+def test_lr_tensor_is_read_and_written_by_replays(halving, device):
+    """torch's convention: the user's own tensor, filled between replays, moved by the schedule."""
+    lr = torch.tensor(1.0, dtype=torch.float64, device=device)
+    weight = Parameter(torch.zeros(4, device=device))
+    weight.grad = torch.ones_like(weight)
+    opt = fused_sched.optim.SGD([weight], lr=lr)
+    sched = fused_sched.lr_scheduler.ExponentialLR(opt, gamma=0.5 if halving else 1.0)
+    fused_sched.fuse(opt, sched)
+    opt.step()
+    assert weight.tolist() == [-1.0] * 4
+    graph = new_graph(device)
+    with capture(graph):
+        opt.step()
+    graph.replay()
+    assert (weight[0].item(), lr.item()) == ((-1.5, 0.25) if halving else (-2.0, 1.0))
+    lr.fill_(4.0)
+    graph.replay()
+    assert (weight[0].item(), lr.item()) == ((-5.5, 2.0) if halving else (-6.0, 4.0))
+    assert opt.param_groups[0]["lr"] is lr
+
+
 @pytest.mark.parametrize("name", ["one-cycle", "exponential"])
 def test_100000_replays_count_exactly(name, device):
     weight = Parameter(torch.ones(8, device=device, dtype=torch.float64))

@@ -55,6 +55,19 @@ def test_captured_step_is_one_kernel_node_and_one_memcpy_node(fused):
     torch.cuda.synchronize()
 
 
+def test_refused_capture_leaves_nothing_in_the_graph(cuda):
+    """Neither memory that is cleared at each replay nor a copy."""
+    ours = Training(SGD_COSINE, fused_sched, cuda, torch.float32)
+    ours.backward()
+    touched = torch.zeros(1, device=cuda)
+    graph = torch.cuda.CUDAGraph(keep_graph=True)
+    with capture(graph):
+        touched.add_(1)
+        with pytest.raises(RuntimeError, match=r"optimizer\.prepare\(\)"):
+            ours.opt.step()
+    assert nodes(graph) == KERNEL
+
+
 def test_replay_of_a_captured_step_is_one_kernel_and_one_copy(fused, tmp_path):
     graph = new_graph(fused.device)
     with capture(graph):

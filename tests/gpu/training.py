@@ -154,9 +154,10 @@ class Training:
 
     def values(self) -> list[float]:
         """Every scheduled hyperparameter of every group, as a logger reads it."""
+        groups = [group.copy() for group in self.opt.param_groups]  # one read of the device each
         return [
             float(value)
-            for group in self.opt.param_groups
+            for group in groups
             for value in (group["lr"], group.get("momentum", 0.0), *group.get("betas", ()))
         ]
 
