@@ -328,6 +328,26 @@ def test_hooks_of_checkpoints_run(engine):
     assert seen == ["saved", "pre", "post"]
 
 
+def test_hooks_may_change_what_was_loaded(engine):
+    params = three()
+    opt = OURS.Adam(params)
+    train(opt, params, range(2))
+
+    def halve(one: Any) -> None:
+        for entry in one.state.values():
+            entry["exp_avg"].mul_(0.5)
+
+    opt.register_load_state_dict_post_hook(halve)
+    before = opt.state[params[0]]["exp_avg"].clone()
+    opt.load_state_dict(opt.state_dict())
+    assert torch.equal(opt.state[params[0]]["exp_avg"], before / 2)
+    moment = opt.state[params[0]]["exp_avg"].clone()
+    for param in params:
+        param.grad = torch.zeros_like(param)
+    opt.step()
+    torch.testing.assert_close(opt.state[params[0]]["exp_avg"], 0.9 * moment)
+
+
 def test_the_groups_of_a_checkpoint_are_plain(engine):
     opt = OURS.AdamW(three(), lr=0.5)
     train(opt, opt.param_groups[0]["params"], range(1))

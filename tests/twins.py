@@ -127,7 +127,7 @@ def without_params(group: dict[str, Any]) -> dict[str, Any]:
 
 
 def assert_same(ours: Any, stock: Any, tolerance: float = PROMISE) -> None:
-    """The same keys, types and counters; floats to the tolerance; functions are not compared."""
+    """The same keys, types, counters and tensors; floats to the tolerance; any function."""
     if isinstance(stock, dict):
         assert set(ours) == set(stock)
         for key, value in stock.items():
@@ -136,6 +136,8 @@ def assert_same(ours: Any, stock: Any, tolerance: float = PROMISE) -> None:
         assert type(ours) is type(stock) and len(ours) == len(stock)
         for mine, theirs in zip(ours, stock):
             assert_same(mine, theirs, tolerance)
+    elif isinstance(stock, Tensor):
+        torch.testing.assert_close(ours, stock, rtol=0, atol=0)
     elif isinstance(stock, float):
         assert type(ours) is float
         assert ours == pytest.approx(stock, rel=tolerance, abs=tolerance)

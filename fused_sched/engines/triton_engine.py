@@ -51,7 +51,9 @@ def unavailable(device: torch.device) -> str | None:
     if missing is not None:
         return missing
     if device.type == "cpu" and not _interpreting():
-        return "it serves CUDA tensors (CPU tensors only in Triton's interpreter, which is for tests)"
+        return (
+            "it serves CUDA tensors (CPU tensors only in Triton's interpreter, which is for tests)"
+        )
     if device.type not in ("cpu", "cuda"):
         return f"it serves CUDA tensors, not {device.type}"
     if device.type == "cuda" and _interpreting():
@@ -145,12 +147,12 @@ def update(
     found_inf: Tensor | None,
 ) -> None:
     """One optimizer step, and one schedule step of ``program``, in one launch."""
-    from fused_sched.kernels.update import LAUNCH_OPTIONS, update_kernel
+    from fused_sched.kernels.update import launch_options, update_kernel
 
     args = _update_args(block, table, program, rule, scale, found_inf)
     key = (block.device, *args[15:])
     with _on(block.device):
-        _launch(update_kernel, key, table.programs, args, LAUNCH_OPTIONS)
+        _launch(update_kernel, key, table.programs, args, launch_options(args[16]))
 
 
 def load(block: Block, table: ParamTable, program: Program | None, rule: str) -> None:
@@ -158,13 +160,13 @@ def load(block: Block, table: ParamTable, program: Program | None, rule: str) ->
     if _interpreting():
         return
     from fused_sched.kernels.schedule import schedule_kernel
-    from fused_sched.kernels.update import LAUNCH_OPTIONS, update_kernel
+    from fused_sched.kernels.update import launch_options, update_kernel
 
     one = torch.ones(1, device=block.device)
     with _on(block.device):
         for scale, found_inf in ((None, None), (None, one), (one, one)):
             args = _update_args(block, table, program, rule, scale, found_inf)
-            _handle(update_kernel, (block.device, *args[15:]), args, LAUNCH_OPTIONS)
+            _handle(update_kernel, (block.device, *args[15:]), args, launch_options(args[16]))
         # Also while no scheduler is explicit: one that comes later may be captured first.
         args = _advance_args(block, block.programs[0], 1, None, None)
         _handle(schedule_kernel, ("schedule", block.device), args, {})

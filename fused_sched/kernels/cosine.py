@@ -63,3 +63,14 @@ def cosine(x):
     even = tl.where(turn == 0.0, c, -c)
     odd = tl.where(turn == 1.0, -s, s)
     return tl.where((turn == 0.0) | (turn == 2.0), even, odd)
+
+
+@triton.jit
+def cosines(x0, x1, count):
+    """(x0, x1), the first ``count`` of them replaced by their cosines; one copy of the code."""
+    while count > 0:
+        count -= 1
+        c = cosine(tl.where(count == 0, x0, x1))
+        x0 = tl.where(count == 0, c, x0)
+        x1 = tl.where(count == 0, x1, c)
+    return x0, x1

@@ -1,9 +1,14 @@
 """One function per schedule opcode: torch's recurrence, in float64, one lane per group.
 
 Arguments: ``v`` the value now; ``e`` torch's last_epoch after its increment (float64 scalar);
-``row`` the row's lanes [LANE_WORDS, groups]; ``lane``, ``live`` the lane numbers and their mask;
-``G`` the number of groups. Every function returns the next value. The equations are those of
-torch 2.13's ``lr_scheduler.py``, with its order of operations.
+``row`` = (lanes_ptr, the row's first word, lane numbers, their mask, the number of groups G).
+The equations are those of torch 2.13's ``lr_scheduler.py``, with its order of operations.
+
+Note [One cosine]
+~~~~~~~~~~~~~~~~~
+An opcode that takes cosines is two functions: ``*_angles`` gives up to two angles, and the
+function of the opcode's name takes their cosines, c0 and c1. ``schedule.py`` has the one copy of
+cosine() between them: five inlined copies cost the update kernel 40 registers a thread.
 """
 
 import triton
@@ -11,6 +16,7 @@ import triton.language as tl
 
 from .constants import (
     ANNEAL_COS,
+    AUX_EPOCH,
     AUX_LENGTH,
     AUX_START,
     BASE,
@@ -31,18 +37,25 @@ from .constants import (
     S0,
     S1,
     S2,
+    TABLE_FACTOR,
     TRIANGULAR,
     TRIANGULAR2,
 )
-from .cosine import cosine
 
 PI = tl.constexpr(3.141592653589793)
 
 
 @triton.jit
-def lanes(row, word, lane, live, G):
+def load_word(row, word):
     """Word ``word`` of a row, a vector of one float64 per group."""
-    return tl.load(row + word * G + lane, mask=live, other=1.0)
+    lanes_ptr, first, lane, live, G = row
+    return tl.load(lanes_ptr + (first + word) * G + lane, mask=live, other=1.0)
+
+
+@triton.jit
+def store_word(row, word, value):
+    lanes_ptr, first, lane, live, G = row
+    tl.store(lanes_ptr + (first + word) * G + lane, value, mask=live)
 
 
 @triton.jit
@@ -54,18 +67,17 @@ def power(x, y):
 
 
 @triton.jit
-def step(v, e, row, lane, live, G):
+def step(v, e, row):
     """StepLR: v * gamma where e is a positive multiple of step_size."""
-    size = lanes(row, P1, lane, live, G)
+    size = load_word(row, P1)
     remainder = e - size * tl.floor(e / size)
-    moved = tl.where(remainder == 0.0, v * lanes(row, P0, lane, live, G), v)
-    return tl.where(e == 0.0, v, moved)
+    return tl.where((e == 0.0) | (remainder != 0.0), v, v * load_word(row, P0))
 
 
 @triton.jit
 def multi_step(v, e, op, aux_ptr):
     """MultiStepLR, ConstantLR: v * factor[i] where e == milestone[i]; sorted, without repeats."""
-    count = tl.load(op + AUX_LENGTH)
+    count = tl.load(op + AUX_LENGTH).to(tl.int32)
     keys = aux_ptr + tl.load(op + AUX_START)
     low = count * 0
     high = count
@@ -80,145 +92,172 @@ def multi_step(v, e, op, aux_ptr):
 
 
 @triton.jit
-def linear(v, e, row, lane, live, G):
+def linear(v, e, row):
     """LinearLR: v * (1 + (end - start) / (T * start + (e - 1) * (end - start)))."""
-    start = lanes(row, P0, lane, live, G)
-    rise = lanes(row, P1, lane, live, G) - start
-    total = lanes(row, P2, lane, live, G)
+    start = load_word(row, P0)
+    rise = load_word(row, P1) - start
+    total = load_word(row, P2)
     moved = v * (1.0 + rise / (total * start + (e - 1.0) * rise))
     return tl.where(e == 0.0, v * start, tl.where(e > total, v, moved))
 
 
 @triton.jit
-def polynomial(v, e, row, lane, live, G):
+def polynomial(v, e, row):
     """PolynomialLR: v * ((1 - e / T) / (1 - (e - 1) / T)) ** power."""
-    total = lanes(row, P0, lane, live, G)
+    total = load_word(row, P0)
     ratio = (1.0 - e / total) / (1.0 - (e - 1.0) / total)
     past = e > total
-    moved = v * power(tl.where(past, 1.0, ratio), lanes(row, P1, lane, live, G))
+    moved = v * power(tl.where(past, 1.0, ratio), load_word(row, P1))
     return tl.where(past, v, moved)
 
 
 @triton.jit
-def cosine_annealing(v, e, row, lane, live, G):
-    """CosineAnnealingLR: (1 + cos(pi e / T)) / (1 + cos(pi (e - 1) / T)) * (v - m) + m."""
-    base = lanes(row, BASE, lane, live, G)
-    low = lanes(row, P0, lane, live, G)
-    T = lanes(row, P1, lane, live, G)
-    ratio = (1.0 + cosine(e * PI / T)) / (1.0 + cosine((e - 1.0) * PI / T))
-    moved = ratio * (v - low) + low
-    lifted = v + (base - low) * (1.0 - cosine((T * 0.0 + PI) / T)) / 2.0
+def _leaves_minimum(e, T):
+    """e - 1 - T is a multiple of 2 T: the cosine of the last epoch was -1."""
     phase = e - 1.0 - T
-    turning = phase - 2.0 * T * tl.floor(phase / (2.0 * T)) == 0.0
-    return tl.where(turning, lifted, moved)
+    return phase - 2.0 * T * tl.floor(phase / (2.0 * T)) == 0.0
 
 
 @triton.jit
-def warm_restarts(restart, row, lane, live, G):
+def cosine_annealing_angles(e, row):
+    """(pi e / T, or pi / T where the value leaves its minimum; pi (e - 1) / T)."""
+    T = load_word(row, P1)
+    return tl.where(_leaves_minimum(e, T), 1.0, e) * PI / T, (e - 1.0) * PI / T
+
+
+@triton.jit
+def cosine_annealing(v, e, c0, c1, row):
+    """CosineAnnealingLR: (1 + cos(pi e / T)) / (1 + cos(pi (e - 1) / T)) * (v - m) + m."""
+    low = load_word(row, P0)
+    moved = (1.0 + c0) / (1.0 + c1) * (v - low) + low
+    lifted = v + (load_word(row, BASE) - low) * (1.0 - c0) / 2.0
+    return tl.where(_leaves_minimum(e, load_word(row, P1)), lifted, moved)
+
+
+@triton.jit
+def warm_restarts_angle(restart, row):
+    """pi T_cur / T_i, after the advance of T_cur and T_i in S0 and S1."""
+    now = load_word(row, S0)
+    length = load_word(row, S1)
+    now = tl.where(restart == 1, now, now + 1.0)
+    over = (now >= length) & (restart == 0)
+    next_length = tl.where(over, length * load_word(row, P1), length)
+    now = tl.where(over, now - length * tl.floor(now / length), now)
+    store_word(row, S0, now)
+    store_word(row, S1, next_length)
+    return now * PI / next_length
+
+
+@triton.jit
+def warm_restarts(c0, row):
     """CosineAnnealingWarmRestarts: m + (b - m) * (1 + cos(pi T_cur / T_i)) / 2."""
-    base = lanes(row, BASE, lane, live, G)
-    low = lanes(row, P0, lane, live, G)
-    now = lanes(row, S0, lane, live, G)
-    length = lanes(row, S1, lane, live, G)
-    stepped = tl.where(restart == 1, now, now + 1.0)
-    over = (stepped >= length) & (restart == 0)
-    now = tl.where(over, stepped - length * tl.floor(stepped / length), stepped)
-    length = tl.where(over, length * lanes(row, P1, lane, live, G), length)
-    tl.store(row + S0 * G + lane, now, mask=live)
-    tl.store(row + S1 * G + lane, length, mask=live)
-    return low + (base - low) * (1.0 + cosine(now * PI / length)) / 2.0
+    low = load_word(row, P0)
+    return low + (load_word(row, BASE) - low) * (1.0 + c0) / 2.0
 
 
 @triton.jit
-def cyclic(e, row, mode, lane, live, G):
+def cyclic(e, row, mode):
     """CyclicLR: b + (max - b) * s * scale, s the triangle wave of e / total_size."""
-    base = lanes(row, BASE, lane, live, G)
-    height = lanes(row, P0, lane, live, G) - base
-    turns = e / lanes(row, P1, lane, live, G)
-    ratio = lanes(row, P2, lane, live, G)
+    turns = e / load_word(row, P1)
+    ratio = load_word(row, P2)
     cycle = tl.floor(1.0 + turns)
     x = 1.0 + turns - cycle
     s = tl.where(x <= ratio, x / ratio, (x - 1.0) / (ratio - 1.0))
-    scale = s * 0.0 + 1.0
+    base = load_word(row, BASE)
+    height = (load_word(row, P0) - base) * s
     if mode == TRIANGULAR2:
-        scale = 1.0 / tl.exp2(cycle - 1.0)
+        # 2 ** (1 - cycle) by its exponent bits, down to the least normal number.
+        exponent = 1024 - tl.minimum(cycle, 1023.0).to(tl.int64)
+        height *= (exponent << 52).to(tl.float64, bitcast=True)
     elif mode != TRIANGULAR:
-        scale = power(lanes(row, P3, lane, live, G), e)
-    return base + height * s * scale
+        height *= power(load_word(row, P3), e)
+    return base + height
 
 
 @triton.jit
-def one_cycle(v, e, row, op, mode, clock_ptr, lane, live, G):
-    """OneCycleLR: cosine or linear from phase to phase; past its end v, with the overrun flag."""
+def _one_cycle_phase(e, row, op):
+    """(in the first phase, in the second) of OneCycleLR's two or three."""
+    in1 = e <= load_word(row, P6)
     two = tl.load(op + AUX_LENGTH) == 2
-    end1 = lanes(row, P6, lane, live, G)
-    end2 = lanes(row, P7, lane, live, G)
-    in1 = e <= end1
-    in2 = (in1 == 0) & ((e <= end2) | two)
-    from_step = tl.where(in1, 0.0, tl.where(in2, end1, end2))
-    to_step = tl.where(in1, end1, tl.where(in2, end2, lanes(row, P8, lane, live, G)))
-    start = lanes(row, P4, lane, live, G)
-    start = tl.where(in1, lanes(row, P0, lane, live, G), start)
-    start = tl.where(in2, lanes(row, P2, lane, live, G), start)
-    end = lanes(row, P5, lane, live, G)
-    end = tl.where(in1, lanes(row, P1, lane, live, G), end)
-    end = tl.where(in2, lanes(row, P3, lane, live, G), end)
-    fraction = (e - from_step) / (to_step - from_step)
-    past = e > lanes(row, P9, lane, live, G)
-    over = tl.max(tl.where(live & past, 1, 0), axis=0)
+    return in1, (in1 == 0) & ((e <= load_word(row, P7)) | two)
+
+
+@triton.jit
+def one_cycle_fraction(e, row, op, clock_ptr):
+    """The part of its phase that e has reached; e > total_steps sets the overrun flag."""
+    in1, in2 = _one_cycle_phase(e, row, op)
+    end1 = load_word(row, P6)
+    end2 = load_word(row, P7)
+    start = tl.where(in1, 0.0, tl.where(in2, end1, end2))
+    end = tl.where(in1, end1, tl.where(in2, end2, load_word(row, P8)))
+    _, _, _, live, _ = row
+    over = tl.max(tl.where(live & (e > load_word(row, P9)), 1, 0), axis=0)
     if over > 0:
         tl.store(clock_ptr + OVERRUN, over.to(tl.int64))
-    if mode == ANNEAL_COS:
-        value = end + (start - end) / 2.0 * (cosine(fraction * PI) + 1.0)
-    else:
-        value = (end - start) * fraction + start
-    return tl.where(past, v, value)
+    return (e - start) / (end - start)
 
 
 @triton.jit
-def table(e, op, first, aux_ptr, clock_ptr, lane, live, G):
-    """The table's entry for epoch e; past its end the last one, with the overrun flag set."""
+def one_cycle(v, e, c0, row, op, mode):
+    """OneCycleLR: from phase to phase by c0, the cosine of pi * fraction or the fraction itself.
+
+    Past total_steps the value is held.
+    """
+    in1, in2 = _one_cycle_phase(e, row, op)
+    start = tl.where(in2, load_word(row, P2), load_word(row, P4))
+    start = tl.where(in1, load_word(row, P0), start)
+    end = tl.where(in2, load_word(row, P3), load_word(row, P5))
+    end = tl.where(in1, load_word(row, P1), end)
+    cosine_value = end + (start - end) / 2.0 * (c0 + 1.0)
+    value = tl.where(mode == ANNEAL_COS, cosine_value, (end - start) * c0 + start)
+    return tl.where(e > load_word(row, P9), v, value)
+
+
+@triton.jit
+def table(v, epoch, op, opcode, aux_ptr, clock_ptr, row):
+    """The table's entry for an epoch, or v times it; past its end v, with the overrun flag set."""
+    _, _, lane, live, G = row
     length = tl.load(op + AUX_LENGTH)
-    index = e - first
+    index = epoch - tl.load(op + AUX_EPOCH)
     if index >= length:
         tl.store(clock_ptr + OVERRUN, length * 0 + 1)
-    index = tl.where(index >= length, length - 1, index)
-    index = tl.where(index < 0, index * 0, index)
-    return tl.load(aux_ptr + tl.load(op + AUX_START) + index * G + lane, mask=live, other=1.0)
+    inside = (index >= 0) & (index < length)
+    at = aux_ptr + tl.load(op + AUX_START) + index * G + lane
+    entry = tl.load(at, mask=live & inside, other=1.0)
+    return tl.where(inside, tl.where(opcode == TABLE_FACTOR, v * entry, entry), v)
 
 
 @triton.jit
-def _swa_alpha(step_number, epochs, mode):
-    t = step_number / tl.where(epochs > 1.0, epochs, 1.0)
-    t = tl.where(t < 0.0, 0.0, tl.where(t > 1.0, 1.0, t))
-    alpha = t
-    if mode == ANNEAL_COS:
-        alpha = (1.0 - cosine(t * PI)) / 2.0
-    return alpha
+def _swa_fraction(number, epochs):
+    t = number / tl.where(epochs > 1.0, epochs, 1.0)
+    return tl.where(t < 0.0, 0.0, tl.where(t > 1.0, 1.0, t))
 
 
 @triton.jit
-def swa(v, count, row, mode, lane, live, G):
-    """SWALR: undo the last blend with swa_lr, apply the next; counts with _step_count."""
-    goal = lanes(row, P0, lane, live, G)
-    epochs = lanes(row, P1, lane, live, G)
+def swa_fractions(count, row):
+    """The parts of the annealing done after this step and before it; counts with _step_count."""
+    epochs = load_word(row, P1)
     number = count - 1.0
-    number = number + epochs * 0.0
     number = tl.where((epochs == 0.0) & (number < 1.0), 1.0, number)
-    before = _swa_alpha(number - 1.0, epochs, mode)
+    return _swa_fraction(number, epochs), _swa_fraction(number - 1.0, epochs)
+
+
+@triton.jit
+def swa(v, c0, c1, row, mode):
+    """SWALR: undo the last blend with swa_lr, apply the next, by cosines or the fractions."""
+    goal = load_word(row, P0)
+    alpha = tl.where(mode == ANNEAL_COS, (1.0 - c0) / 2.0, c0)
+    before = tl.where(mode == ANNEAL_COS, (1.0 - c1) / 2.0, c1)
     undone = (v - before * goal) / tl.where(before == 1.0, 1.0, 1.0 - before)
     undone = tl.where(before == 1.0, goal, undone)
-    alpha = _swa_alpha(number, epochs, mode)
     return goal * alpha + undone * (1.0 - alpha)
 
 
 @triton.jit
-def plateau(v, metric, row, mode, lane, live, G):
+def plateau(v, metric, row, mode):
     """ReduceLROnPlateau: best, bad epochs and cooldown in S0, S1, S2, the same in each lane."""
-    best = lanes(row, S0, lane, live, G)
-    bad = lanes(row, S1, lane, live, G)
-    cooldown = lanes(row, S2, lane, live, G)
-    threshold = lanes(row, P3, lane, live, G)
+    best = load_word(row, S0)
+    threshold = load_word(row, P3)
     if mode == MIN_REL:
         better = metric < best * (1.0 - threshold)
     elif mode == MIN_ABS:
@@ -227,17 +266,16 @@ def plateau(v, metric, row, mode, lane, live, G):
         better = metric > best * (threshold + 1.0)
     else:
         better = metric > best + threshold
-    best = tl.where(better, metric, best)
-    bad = tl.where(better, 0.0, bad + 1.0)
+    store_word(row, S0, tl.where(better, metric, best))
+    cooldown = load_word(row, S2)
     cooling = cooldown > 0.0
+    bad = tl.where(better | cooling, 0.0, load_word(row, S1) + 1.0)
+    reduce = bad > load_word(row, P4)
+    store_word(row, S1, tl.where(reduce, 0.0, bad))
     cooldown = tl.where(cooling, cooldown - 1.0, cooldown)
-    bad = tl.where(cooling, 0.0, bad)
-    reduce = bad > lanes(row, P4, lane, live, G)
-    lower = v * lanes(row, P0, lane, live, G)
-    floor = lanes(row, P1, lane, live, G)
+    cooldown = tl.where(reduce, load_word(row, P5), cooldown)
+    store_word(row, S2, cooldown)
+    floor = load_word(row, P1)
+    lower = v * load_word(row, P0)
     lower = tl.where(floor > lower, floor, lower)
-    tl.store(row + S0 * G + lane, best, mask=live)
-    tl.store(row + S1 * G + lane, tl.where(reduce, 0.0, bad), mask=live)
-    cooldown = tl.where(reduce, lanes(row, P5, lane, live, G), cooldown)
-    tl.store(row + S2 * G + lane, cooldown, mask=live)
-    return tl.where(reduce & (v - lower > lanes(row, P2, lane, live, G)), lower, v)
+    return tl.where(reduce & (v - lower > load_word(row, P2)), lower, v)

@@ -36,19 +36,18 @@ ADAM_LOG_BETA2 = _column(layout.ADAM_COLUMNS, "log_beta2")
 
 @triton.jit
 def bias_correction(log_beta, step, C: tl.constexpr):
-    """1 - beta ** step, to the accuracy of the compute type C.
+    """1 - beta ** step = -expm1(step * log(beta)) in float64, accurate to the compute type C.
 
-    With u = exp(step * log(beta)), the error of u cancels in (u - 1) / log(u) (the expm1 of
-    Kahan). Where u rounds to 1 the limit is -x; below half an ulp of 1 the result is 1, which
-    also serves beta = 0, whose log is -inf.
+    Near 0, where 1 - exp(x) cancels, the Taylor polynomial to x**15: 4e-9 for x > -2, which
+    float32 needs because its exp is approximate on a GPU; 1e-17 for x > -0.5.
     """
-    x = (step.to(tl.float64) * log_beta).to(C)
-    u = tl.exp(x)
-    tiny = (u < 5.6e-17) if C == tl.float64 else (u < 2.9802322e-08)
-    logarithm = tl.log(tl.where(tiny, 0.5, u))
-    safe = tl.where((u == 1.0) | tiny, 1.0, logarithm)
-    ratio = -(u - 1.0) * x / safe
-    return tl.where(u == 1.0, -x, tl.where(tiny, 1.0, ratio))
+    # beta = 0, whose log is -inf, gives 1: exp(-100) is below half an ulp of it.
+    x = tl.maximum(step.to(tl.float64) * log_beta, -100.0)
+    series = 1.0 + x * (1.0 / 15.0)
+    for k in tl.static_range(14, 1, -1):
+        series = 1.0 + x * series * (1.0 / k)
+    cut: tl.constexpr = -0.5 if C == tl.float64 else -2.0
+    return tl.where(x > cut, -x * series, (1.0 - tl.exp(x.to(C))).to(tl.float64))
 
 
 @triton.jit
@@ -82,42 +81,58 @@ def sgd_rule(p, g, buf, c):
 
 @triton.jit
 def adam_coefficients(h, G, step, C: tl.constexpr):
-    """(lr / bc1, sqrt(bc2), 1 - beta1, beta2, eps, decay, L2, sign)."""
+    """(lr root / bc1, eps root, lerp weight, beta2, 1 - beta2, decay, L2, sign, amsgrad).
+
+    root = sqrt(bc2), here and not at each element: m / (sqrt(v) / root + eps) is
+    m root / (sqrt(v) + eps root).
+    """
     lr = tl.load(h + ADAM_LR * G)
     weight_decay = tl.load(h + ADAM_WEIGHT_DECAY * G)
     decoupled = tl.load(h + ADAM_DECOUPLED * G)
+    beta1 = tl.load(h + ADAM_BETA1 * G)
+    beta2 = tl.load(h + ADAM_BETA2 * G)
     bc1 = bias_correction(tl.load(h + ADAM_LOG_BETA1 * G), step, C)
-    bc2 = bias_correction(tl.load(h + ADAM_LOG_BETA2 * G), step, C)
+    bc2 = bias_correction(tl.load(h + ADAM_LOG_BETA2 * G), step, C).to(C)
+    root = (tl.sqrt_rn(bc2) if C == tl.float32 else tl.sqrt(bc2)).to(tl.float64)
     return (
-        (lr / bc1.to(tl.float64)).to(C),
-        tl.sqrt_rn(bc2) if C == tl.float32 else tl.sqrt(bc2),
-        (1.0 - tl.load(h + ADAM_BETA1 * G)).to(C),
-        tl.load(h + ADAM_BETA2 * G).to(C),
-        tl.load(h + ADAM_EPS * G).to(C),
+        (lr * root / bc1).to(C),
+        (tl.load(h + ADAM_EPS * G) * root).to(C),
+        tl.where(beta1 > 0.5, 1.0 - beta1, -beta1).to(C),
+        beta2.to(C),
+        (1.0 - beta2).to(C),
         (1.0 - lr * weight_decay * decoupled).to(C),
         (weight_decay * (1.0 - decoupled)).to(C),
         (1.0 - 2.0 * tl.load(h + ADAM_MAXIMIZE * G)).to(C),
+        tl.load(h + ADAM_AMSGRAD * G).to(C),
     )
 
 
 @triton.jit
-def adam_rule(p, g, m, v, largest, amsgrad, one_minus_beta2, c, AMSGRAD: tl.constexpr):
+def _quotient(a, square, eps, IEEE: tl.constexpr):
+    """a / (sqrt(square) + eps); in float32 correctly rounded under IEEE, else to 2 ulp a part.
+
+    The correctly rounded forms cost 16 registers: amsgrad's fifth array leaves no room for them.
+    """
+    if IEEE and a.dtype == tl.float32:
+        quotient = tl.div_rn(a, tl.sqrt_rn(square) + eps)
+    else:
+        quotient = a / (tl.sqrt(square) + eps)
+    return quotient
+
+
+@triton.jit
+def adam_rule(p, g, m, v, largest, c, AMSGRAD: tl.constexpr):
     """m += (1 - b1)(g - m); v = b2 v + (1 - b2) g^2; p -= lr / bc1 * m / (sqrt(v / bc2) + eps)."""
-    step_size, root_bc2, weight1, beta2, eps, decay, l2, sign = c
+    step_size, eps, weight, beta2, one_minus_beta2, decay, l2, sign, amsgrad = c
     g = g * sign
     g = tl.where(l2 != 0.0, g + l2 * p, g)
     p = p * decay
-    # torch.lerp: two forms, so that weight 1 gives g exactly.
-    m = tl.where(weight1 < 0.5, m + weight1 * (g - m), g - (g - m) * (1.0 - weight1))
+    # torch.lerp: from the nearer end, m + (1 - b1)(g - m) or g - b1 (g - m), so that b1 = 0 is g.
+    m = tl.where(weight > 0.0, m, g) + weight * (g - m)
     v = beta2 * v + one_minus_beta2 * g * g
     second = v
     if AMSGRAD:
         largest = tl.where((v > largest) | (v != v), v, largest)
         second = tl.where(amsgrad != 0.0, largest, v)
-    if second.dtype == tl.float32:
-        denominator = tl.div_rn(tl.sqrt_rn(second), root_bc2) + eps
-        p = p - tl.div_rn(step_size * m, denominator)
-    else:
-        denominator = tl.sqrt(second) / root_bc2 + eps
-        p = p - step_size * m / denominator
+    p = p - _quotient(step_size * m, second, eps, not AMSGRAD)
     return p, m, v, largest

@@ -5,7 +5,7 @@ import triton.language as tl
 
 from . import opcodes
 from .constants import (
-    AUX_EPOCH,
+    ANNEAL_COS,
     AUX_LENGTH,
     AUX_START,
     CLOCK,
@@ -19,8 +19,8 @@ from .constants import (
     EXPONENTIAL,
     HAS_RESTART,
     INTERVAL,
-    LANES,
     LANE_WORDS,
+    LANES,
     LAST,
     LINEAR,
     LOAD,
@@ -44,25 +44,27 @@ from .constants import (
     TICK,
     WARM_RESTARTS,
 )
+from .cosine import cosines
+from .opcodes import PI
 
 
 @triton.jit
-def _store_column(op, value, first_ptr, second_ptr, lane, live, G):
-    """Write a column, and log(value) where the record keeps it, into both given halves."""
-    column = tl.load(op + COLUMN)
-    tl.store(first_ptr + column * G + lane, value, mask=live)
-    tl.store(second_ptr + column * G + lane, value, mask=live)
-    derived = tl.load(op + DERIVED)
+def _store_column(op, value, record_ptr, current, other, both, lane, live, G):
+    """Write a column, and log(value) where the record keeps it: into the other half, or both."""
+    column = tl.load(op + COLUMN).to(tl.int32)
+    tl.store(record_ptr + (other + column) * G + lane, value, mask=live)
+    tl.store(record_ptr + (current + column) * G + lane, value, mask=live & both)
+    derived = tl.load(op + DERIVED).to(tl.int32)
     if derived >= 0:
         logarithm = tl.log(value)
-        tl.store(first_ptr + derived * G + lane, logarithm, mask=live)
-        tl.store(second_ptr + derived * G + lane, logarithm, mask=live)
+        tl.store(record_ptr + (other + derived) * G + lane, logarithm, mask=live)
+        tl.store(record_ptr + (current + derived) * G + lane, logarithm, mask=live & both)
 
 
 @triton.jit
 def _child(op, r, epoch, aux_ptr):
     """SequentialLR: (row of the child, 1 if it restarts), by bisect_right over the milestones."""
-    count = tl.load(op + AUX_LENGTH)
+    count = tl.load(op + AUX_LENGTH).to(tl.int32)
     milestones = aux_ptr + tl.load(op + AUX_START)
     e = epoch.to(tl.float64)
     low = count * 0
@@ -73,89 +75,125 @@ def _child(op, r, epoch, aux_ptr):
         high = tl.where(below, middle, high)
         low = tl.where(below, low, middle + 1)
     last = tl.load(milestones + low - 1, mask=low > 0, other=-1.0)
-    return r + 1 + low, ((low > 0) & (last == e)).to(tl.int64)
+    return r + 1 + low, ((low > 0) & (last == e)).to(tl.int32)
 
 
 @triton.jit
-def _evaluate(op, row, opcode, v, epoch, count, restart, metric, aux_ptr, clock_ptr, lane, live, G):
-    """The value of one row after its advance."""
+def _angles(v, op, row, opcode, mode, epoch, count, restart, clock_ptr):
+    """(x0, x1, how many of them are angles). See Note [One cosine]."""
     e = epoch.to(tl.float64)
-    mode = tl.load(op + MODE)
+    x0 = v
+    x1 = v
+    angles = opcode * 0
+    if opcode == COSINE:
+        x0, x1 = opcodes.cosine_annealing_angles(e, row)
+        angles += 2
+    elif opcode == WARM_RESTARTS:
+        x0 = opcodes.warm_restarts_angle(restart, row)
+        angles += 1
+    elif opcode == ONE_CYCLE:
+        x0 = opcodes.one_cycle_fraction(e, row, op, clock_ptr)
+        if mode == ANNEAL_COS:
+            x0 *= PI
+            angles += 1
+    elif opcode == SWA:
+        x0, x1 = opcodes.swa_fractions(count.to(tl.float64), row)
+        if mode == ANNEAL_COS:
+            x0 *= PI
+            x1 *= PI
+            angles += 2
+    return x0, x1, angles
+
+
+@triton.jit
+def _evaluate(v, op, row, opcode, epoch, count, restart, metric, aux_ptr, clock_ptr):
+    """The value of one row after its advance."""
+    mode = tl.load(op + MODE).to(tl.int32)
+    c0, c1, angles = _angles(
+        v, op, row, opcode, mode, epoch, count, restart, clock_ptr
+    )  # fmt: skip
+    c0, c1 = cosines(c0, c1, angles)
+    e = epoch.to(tl.float64)
     value = v
-    if (restart == 1) & (tl.load(op + HAS_RESTART) == 1):
-        value = opcodes.lanes(row, RESTART, lane, live, G)
-    elif opcode == EXPONENTIAL:
-        value = v * opcodes.lanes(row, P0, lane, live, G)
+    if opcode == EXPONENTIAL:
+        value = v * opcodes.load_word(row, P0)
     elif opcode == STEP:
-        value = opcodes.step(v, e, row, lane, live, G)
+        value = opcodes.step(v, e, row)
     elif opcode == MULTI_STEP:
         value = opcodes.multi_step(v, e, op, aux_ptr)
     elif opcode == LINEAR:
-        value = opcodes.linear(v, e, row, lane, live, G)
+        value = opcodes.linear(v, e, row)
     elif opcode == POLYNOMIAL:
-        value = opcodes.polynomial(v, e, row, lane, live, G)
+        value = opcodes.polynomial(v, e, row)
     elif opcode == COSINE:
-        value = opcodes.cosine_annealing(v, e, row, lane, live, G)
+        value = opcodes.cosine_annealing(v, e, c0, c1, row)
     elif opcode == WARM_RESTARTS:
-        value = opcodes.warm_restarts(restart, row, lane, live, G)
+        value = opcodes.warm_restarts(c0, row)
     elif opcode == CYCLIC:
-        value = opcodes.cyclic(e, row, mode, lane, live, G)
+        value = opcodes.cyclic(e, row, mode)
     elif opcode == ONE_CYCLE:
-        value = opcodes.one_cycle(v, e, row, op, mode, clock_ptr, lane, live, G)
+        value = opcodes.one_cycle(v, e, c0, row, op, mode)
     elif (opcode == TABLE_VALUE) | (opcode == TABLE_FACTOR):
-        first = tl.load(op + AUX_EPOCH)
-        entry = opcodes.table(epoch, op, first, aux_ptr, clock_ptr, lane, live, G)
-        value = tl.where(opcode == TABLE_VALUE, entry, v * entry)
+        value = opcodes.table(v, epoch, op, opcode, aux_ptr, clock_ptr, row)
     elif opcode == SWA:
-        value = opcodes.swa(v, count.to(tl.float64), row, mode, lane, live, G)
+        value = opcodes.swa(v, c0, c1, row, mode)
     elif opcode == PLATEAU:
-        value = opcodes.plateau(v, metric, row, mode, lane, live, G)
+        value = opcodes.plateau(v, metric, row, mode)
     return value
 
 
 @triton.jit
 def _run_rows(
-    ops_ptr, lanes_ptr, aux_ptr, num_rows, current_ptr, first_ptr, second_ptr, clock_ptr,
+    ops_ptr, lanes_ptr, aux_ptr, num_rows, record_ptr, current, other, both, clock_ptr,
     metric, skipped, last, lane, G,
 ):  # fmt: skip
     """run_program for the given lanes; the last ones also move the rows' scalars."""
     live = lane < G
     value = tl.zeros((LANES,), tl.float64)
     r = num_rows * 0
-    restart = tl.load(ops_ptr + OPCODE) * 0
+    restart = num_rows * 0
     while r < num_rows:
         op = ops_ptr + r * OP_WORDS
-        row = lanes_ptr + r * LANE_WORDS * G
-        opcode = tl.load(op + OPCODE)
-        following = tl.load(op + NEXT)
+        opcode = tl.load(op + OPCODE).to(tl.int32)
+        following = num_rows * 0
         if opcode == LOAD:
-            column = tl.load(op + COLUMN)
-            value = tl.load(current_ptr + column * G + lane, mask=live, other=1.0)
+            column = tl.load(op + COLUMN).to(tl.int32)
+            value = tl.load(record_ptr + (current + column) * G + lane, mask=live, other=1.0)
         elif opcode == STORE:
-            _store_column(op, value, first_ptr, second_ptr, lane, live, G)
+            _store_column(op, value, record_ptr, current, other, both, lane, live, G)
         else:
-            tick = tl.load(op + TICK)
+            tick = tl.load(op + TICK).to(tl.int32)
+            epoch = tl.load(op + EPOCH).to(tl.int32)
+            count = tl.load(op + COUNT).to(tl.int32)
+            # Every warp has read the row's scalars before one thread moves them.
+            tl.debug_barrier()
             counts = (skipped == 0) | (tl.load(op + ON_SKIP) == 1)
             due = counts & (tick + 1 >= tl.load(op + INTERVAL))
             if counts & last:
                 tl.store(op + TICK, tl.where(due, 0, tick + 1))
             if due:
-                epoch = tl.where(restart == 1, 0, tl.load(op + EPOCH) + 1)
-                count = tl.load(op + COUNT)
-                count = tl.where(restart == 1, count, count + tl.load(op + COUNT_INCREMENT))
+                increment = tl.load(op + COUNT_INCREMENT).to(tl.int32)
+                epoch = tl.where(restart == 1, 0, epoch + 1)
+                count = tl.where(restart == 1, count, count + increment)
                 if last:
                     tl.store(op + EPOCH, epoch)
                     tl.store(op + COUNT, count)
                 if opcode == SEQUENTIAL:
                     following, restart = _child(op, r, epoch, aux_ptr)
                 else:
-                    value = _evaluate(
-                        op, row, opcode, value, epoch, count, restart, metric,
-                        aux_ptr, clock_ptr, lane, live, G,
-                    )  # fmt: skip
-                    tl.store(row + LAST * G + lane, value, mask=live)
+                    row = (lanes_ptr, r * LANE_WORDS, lane, live, G)
+                    if (restart == 1) & (tl.load(op + HAS_RESTART) == 1):
+                        value = opcodes.load_word(row, RESTART)
+                    else:
+                        value = _evaluate(
+                            value, op, row, opcode, epoch, count, restart, metric,
+                            aux_ptr, clock_ptr,
+                        )  # fmt: skip
+                    opcodes.store_word(row, LAST, value)
                     restart = restart * 0
-        r = following.to(r.dtype)
+        if following == 0:
+            following = tl.load(op + NEXT).to(tl.int32)
+        r = following
 
 
 @triton.jit
@@ -164,31 +202,30 @@ def run_program(
     lanes_ptr,
     aux_ptr,
     num_rows,
-    current_ptr,
-    first_ptr,
-    second_ptr,
+    record_ptr,
+    current,
+    other,
+    both,
     clock_ptr,
     metric,
     skipped,
     G,
 ):
-    """Advance every row that is due, from ``current_ptr`` to the halves first and second.
+    """Advance every row that is due, from the record's current half to the other, or to both.
 
     Grid:   any one program of a launch; LANES groups at a time, the rows' scalars with the last.
-    Reads:  ops [num_rows, OP_WORDS] int64, lanes [num_rows, LANE_WORDS, G] float64, aux float64.
+    Reads:  ops [num_rows, OP_WORDS] int64, lanes [num_rows, LANE_WORDS, G] float64, aux float64;
+            record [2 * num_columns, G]: ``current`` and ``other`` are the halves' first columns.
     Writes: the rows' state, the scheduled columns; the overrun flag of the clock.
     Values between rows travel in registers: no address is read after it was written.
     """
-    first_group = G * 0
-    while first_group < G:
-        # Every warp has read the rows' scalars before the last turn moves them.
-        tl.debug_barrier()
-        lane = first_group + tl.arange(0, LANES)
+    first = G * 0
+    while first < G:
         _run_rows(
-            ops_ptr, lanes_ptr, aux_ptr, num_rows, current_ptr, first_ptr, second_ptr, clock_ptr,
-            metric, skipped, first_group + LANES >= G, lane, G,
+            ops_ptr, lanes_ptr, aux_ptr, num_rows, record_ptr, current, other, both, clock_ptr,
+            metric, skipped, first + LANES >= G, first + tl.arange(0, LANES), G,
         )  # fmt: skip
-        first_group += LANES
+        first += LANES
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_columns", "num_steps", "has_trace", "G"])
@@ -213,23 +250,23 @@ def schedule_kernel(
     Writes: both halves, the rows' state; trace_ptr [num_steps, num_columns, G] if has_trace.
     Host:   never waited for; may be captured.
     """
-    half = num_columns * G
-    current_ptr = record_ptr + (tl.load(clock_ptr + CLOCK) & 1) * half
+    current = (tl.load(clock_ptr + CLOCK) & 1).to(tl.int32) * num_columns
     metric = tl.load(metric_ptr)
     n = num_steps * 0
     while n < num_steps:
         # The barrier makes the record and the state that the last turn wrote readable.
         tl.debug_barrier()
         run_program(
-            ops_ptr, lanes_ptr, aux_ptr, num_rows, current_ptr, record_ptr, record_ptr + half,
-            clock_ptr, metric, num_rows * 0, G,
+            ops_ptr, lanes_ptr, aux_ptr, num_rows, record_ptr, current, num_columns - current,
+            num_rows >= 0, clock_ptr, metric, num_rows < 0, G,
         )  # fmt: skip
         if has_trace != 0:
             tl.debug_barrier()
+            half = num_columns * G
             first = half * 0
             while first < half:
                 at = first + tl.arange(0, LANES)
-                now = tl.load(current_ptr + at, mask=at < half, other=0.0)
+                now = tl.load(record_ptr + current * G + at, mask=at < half, other=0.0)
                 tl.store(trace_ptr + n.to(tl.int64) * half + at, now, mask=at < half)
                 first += LANES
         n += 1

@@ -23,71 +23,68 @@ from .constants import (
     NUMEL,
     PARAM,
     PARAM_INDEX,
+    RAGGED_BLOCK,
     STATE0,
     STATE1,
     STATE2,
     TICKET,
 )
-from .rules import (
-    ADAM_AMSGRAD,
-    ADAM_BETA2,
-    adam_coefficients,
-    adam_rule,
-    sgd_coefficients,
-    sgd_rule,
-)
+from .rules import adam_coefficients, adam_rule, sgd_coefficients, sgd_rule
 from .schedule import run_program
 
+LAUNCH_OPTIONS = {"num_warps": 4, "maxnreg": 64, "enable_fp_fusion": True}
+# Adam in float64 takes 120 registers; under a limit of 64 it would spill 130 bytes a thread.
+LAUNCH_OPTIONS_FLOAT64 = LAUNCH_OPTIONS | {"maxnreg": 128}
 
-LAUNCH_OPTIONS = {"num_warps": 4}
+
+def launch_options(kinds):
+    """Compiler options for a launch over these (param, grad, state) types."""
+    wide = any(tl.float64 in kind for kind in kinds)
+    return LAUNCH_OPTIONS_FLOAT64 if wide else LAUNCH_OPTIONS
 
 
 @triton.jit
-def _pointer(address, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
+def _pointer(address, start, DTYPE: tl.constexpr, VECTOR: tl.constexpr):
     pointer = address.to(tl.pointer_type(DTYPE))
-    if ALIGNED:
+    if VECTOR:
         pointer = tl.multiple_of(pointer, 16)
-    return pointer
+    return pointer + start
 
 
 @triton.jit
 def _update_chunk(
-    p_addr, g_addr, s0_addr, s1_addr, s2_addr, start, numel, h, G, step, scale_ptr,
-    RULE: tl.constexpr, P: tl.constexpr, GRAD_DTYPE: tl.constexpr, S: tl.constexpr,
-    STATES: tl.constexpr, UNSCALE: tl.constexpr, ITERATIONS: tl.constexpr, FULL: tl.constexpr,
+    addresses, start, left, c, inv_scale,
+    RULE: tl.constexpr, C: tl.constexpr, KINDS: tl.constexpr, K: tl.constexpr,
+    STATES: tl.constexpr, UNSCALE: tl.constexpr, WIDTH: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
-    """Apply RULE to elements start ... start + BLOCK * ITERATIONS of one tensor.
+    """Apply RULE to elements start ... start + left of one tensor, WIDTH at a time.
 
-    FULL: the chunk is whole and every address a multiple of 16, so that accesses go unmasked.
+    VECTOR: every address is a multiple of 16 bytes, and left of 4 elements.
     """
-    C: tl.constexpr = tl.float64 if P == tl.float64 else tl.float32
-    p_ptr = _pointer(p_addr, P, FULL) + start
-    g_ptr = _pointer(g_addr, GRAD_DTYPE, FULL) + start
-    s0_ptr = _pointer(s0_addr, S, FULL) + start
-    s1_ptr = _pointer(s1_addr, S, FULL) + start
-    s2_ptr = _pointer(s2_addr, S, FULL) + start
-    if RULE == "sgd":
-        c = sgd_coefficients(h, G, step, C)
-    else:
-        c = adam_coefficients(h, G, step, C)
-        weight2 = (1.0 - tl.load(h + ADAM_BETA2 * G)).to(C)
-        amsgrad = tl.load(h + ADAM_AMSGRAD * G).to(C)
-    if UNSCALE:
-        scale = tl.load(scale_ptr).to(C)
-    left = numel - start
-    for i in range(ITERATIONS):
-        at = i * BLOCK + tl.arange(0, BLOCK)
-        mask = None if FULL else at < left
+    P: tl.constexpr = KINDS[K][0]
+    GRAD_DTYPE: tl.constexpr = KINDS[K][1]
+    S: tl.constexpr = KINDS[K][2]
+    p_ptr = _pointer(addresses[0], start, P, VECTOR)
+    g_ptr = _pointer(addresses[1], start, GRAD_DTYPE, VECTOR)
+    s0_ptr = _pointer(addresses[2], start, S, VECTOR)
+    s1_ptr = _pointer(addresses[3], start, S, VECTOR)
+    s2_ptr = _pointer(addresses[4], start, S, VECTOR)
+    if VECTOR:
+        # Shows the compiler that the mask holds for four elements at a time.
+        left = left // 4 * 4
+    i = left * 0
+    while i * WIDTH < left:
+        at = i * WIDTH + tl.arange(0, WIDTH)
+        mask = at < left
         p = tl.load(p_ptr + at, mask=mask).to(C)
         g = tl.load(g_ptr + at, mask=mask).to(C)
         if UNSCALE:
-            g = (tl.div_rn(g, scale) if C == tl.float32 else g / scale)
-            g_stored = g.to(GRAD_DTYPE)
-            tl.store(g_ptr + at, g_stored, mask=mask)
+            g = g * inv_scale
+            tl.store(g_ptr + at, g.to(GRAD_DTYPE), mask=mask)
         if RULE == "sgd":
-            buf = tl.zeros((BLOCK,), C)
+            buf = g
             if STATES > 0:
-                kept = (at < left) & (s0_addr != 0) if not FULL else (at >= 0) & (s0_addr != 0)
+                kept = mask & (addresses[2] != 0)
                 buf = tl.load(s0_ptr + at, mask=kept, other=0.0).to(C)
             p, buf = sgd_rule(p, g, buf, c)
             if STATES > 0:
@@ -97,14 +94,51 @@ def _update_chunk(
             v = tl.load(s1_ptr + at, mask=mask).to(C)
             largest = v
             if STATES > 2:
-                kept = (at < left) & (s2_addr != 0) if not FULL else (at >= 0) & (s2_addr != 0)
+                kept = mask & (addresses[4] != 0)
                 largest = tl.load(s2_ptr + at, mask=kept, other=0.0).to(C)
-            p, m, v, largest = adam_rule(p, g, m, v, largest, amsgrad, weight2, c, STATES > 2)
+            p, m, v, largest = adam_rule(p, g, m, v, largest, c, STATES > 2)
             tl.store(s0_ptr + at, m.to(S), mask=mask)
             tl.store(s1_ptr + at, v.to(S), mask=mask)
             if STATES > 2:
                 tl.store(s2_ptr + at, largest.to(S), mask=kept)
         tl.store(p_ptr + at, p.to(P), mask=mask)
+        i += 1
+
+
+@triton.jit
+def _update_kinds(
+    kind, addresses, start, left, h, G, step, scale_ptr,
+    RULE: tl.constexpr, C: tl.constexpr, KINDS: tl.constexpr, STATES: tl.constexpr,
+    UNSCALE: tl.constexpr,
+):  # fmt: skip
+    """_update_chunk for the kinds that compute in C, which share the group's coefficients."""
+    if RULE == "sgd":
+        c = sgd_coefficients(h, G, step, C)
+    else:
+        c = adam_coefficients(h, G, step, C)
+    inv_scale = c[0]
+    if UNSCALE:
+        inv_scale = (1.0 / tl.load(scale_ptr).to(tl.float64)).to(C)
+    p, g, s0, s1, s2 = addresses
+    vector = ((p | g | s0 | s1 | s2) & 15) + (left & 3) == 0
+    for k in tl.static_range(len(KINDS)):
+        if (KINDS[k][0] == tl.float64) == (C == tl.float64):
+            if kind == k:
+                if vector:
+                    _update_chunk(
+                        addresses, start, left, c, inv_scale,
+                        RULE, C, KINDS, k, STATES, UNSCALE, BLOCK, True,
+                    )  # fmt: skip
+                else:
+                    _update_chunk(
+                        addresses, start, left, c, inv_scale,
+                        RULE, C, KINDS, k, STATES, UNSCALE, RAGGED_BLOCK, False,
+                    )  # fmt: skip
+
+
+@triton.constexpr_function
+def _any_kind(kinds, double):
+    return any((kind[0] == tl.float64) == double for kind in kinds)
 
 
 @triton.jit
@@ -124,31 +158,38 @@ def _update_tensor(
         if chunk == 0:
             tl.store(offset_ptr, offset + 1)
     else:
-        p_addr = tl.load(slot + PARAM * num_tensors)
-        s0_addr = tl.load(slot + STATE0 * num_tensors)
-        s1_addr = tl.load(slot + STATE1 * num_tensors)
-        s2_addr = tl.load(slot + STATE2 * num_tensors)
-        numel = tl.load(fact + NUMEL * num_tensors)
+        addresses = (
+            tl.load(slot + PARAM * num_tensors),
+            g_addr,
+            tl.load(slot + STATE0 * num_tensors),
+            tl.load(slot + STATE1 * num_tensors),
+            tl.load(slot + STATE2 * num_tensors),
+        )
+        start = chunk.to(tl.int64) * (BLOCK * ITERATIONS)
+        left = tl.load(fact + NUMEL * num_tensors) - start
+        left = tl.minimum(left, BLOCK * ITERATIONS).to(tl.int32)
         kind = tl.load(fact + KIND * num_tensors)
         h = record_ptr + (clock & 1) * num_columns * G + tl.load(fact + GROUP * num_tensors)
         step = clock - offset + 1
-        start = chunk.to(tl.int64) * (BLOCK * ITERATIONS)
-        aligned = ((p_addr | g_addr | s0_addr | s1_addr | s2_addr) & 15) == 0
-        full = aligned & (start + BLOCK * ITERATIONS <= numel)
-        for k in tl.static_range(len(KINDS)):
-            if kind == k:
-                if full:
-                    _update_chunk(
-                        p_addr, g_addr, s0_addr, s1_addr, s2_addr, start, numel, h, G, step,
-                        scale_ptr, RULE, KINDS[k][0], KINDS[k][1], KINDS[k][2], STATES, UNSCALE,
-                        ITERATIONS, True,
-                    )  # fmt: skip
-                else:
-                    _update_chunk(
-                        p_addr, g_addr, s0_addr, s1_addr, s2_addr, start, numel, h, G, step,
-                        scale_ptr, RULE, KINDS[k][0], KINDS[k][1], KINDS[k][2], STATES, UNSCALE,
-                        ITERATIONS, False,
-                    )  # fmt: skip
+        if _any_kind(KINDS, False):
+            _update_kinds(
+                kind, addresses, start, left, h, G, step, scale_ptr,
+                RULE, tl.float32, KINDS, STATES, UNSCALE,
+            )  # fmt: skip
+        if _any_kind(KINDS, True):
+            _update_kinds(
+                kind, addresses, start, left, h, G, step, scale_ptr,
+                RULE, tl.float64, KINDS, STATES, UNSCALE,
+            )  # fmt: skip
+
+
+@triton.jit
+def _skipped(found_inf_ptr, SCALER: tl.constexpr):
+    """GradScaler found a non-finite gradient: this step stands still."""
+    skipped = tl.num_programs(0) < 0
+    if SCALER:
+        skipped = tl.load(found_inf_ptr) != 0.0
+    return skipped
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_tensors", "num_columns", "G"])
@@ -189,20 +230,15 @@ def update_kernel(
     pid = tl.program_id(0)
     programs = tl.num_programs(0)
     clock = tl.load(clock_ptr + CLOCK)
-    skipped = programs * 0
-    if SCALER:
-        skipped = (tl.load(found_inf_ptr) != 0.0).to(tl.int32)
+    skipped = _skipped(found_inf_ptr, SCALER)
     if pid == 0:
-        half = num_columns * G
-        current_ptr = record_ptr + (clock & 1) * half
-        next_ptr = record_ptr + (1 - (clock & 1)) * half
+        current = (clock & 1).to(tl.int32) * num_columns
         # A skipped step reads no half: an on-skip schedule may write both.
-        also_ptr = tl.where(skipped != 0, current_ptr, next_ptr)
         run_program(
-            ops_ptr, lanes_ptr, aux_ptr, num_rows, current_ptr, next_ptr, also_ptr, clock_ptr,
-            tl.zeros((), tl.float64), skipped, G,
+            ops_ptr, lanes_ptr, aux_ptr, num_rows, record_ptr, current, num_columns - current,
+            skipped, clock_ptr, tl.zeros((), tl.float64), skipped, G,
         )  # fmt: skip
-    elif skipped == 0:
+    elif not skipped:
         t = tl.load(chunks_ptr + pid - 1)
         chunk = tl.load(chunks_ptr + programs - 1 + pid - 1)
         _update_tensor(
@@ -213,5 +249,5 @@ def update_kernel(
     drawn = tl.atomic_add(clock_ptr + TICKET, 1, sem="acq_rel")
     if drawn == programs - 1:
         tl.store(clock_ptr + TICKET, drawn * 0)
-        if skipped == 0:
-            tl.store(clock_ptr + CLOCK, clock + 1)
+        if not _skipped(found_inf_ptr, SCALER):
+            tl.store(clock_ptr + CLOCK, tl.load(clock_ptr + CLOCK) + 1)

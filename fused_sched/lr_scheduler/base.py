@@ -24,18 +24,15 @@ from fused_sched.tables import layout
 from fused_sched.tables.program import Row, Segments
 
 from .hyper import check_hyper, in_place_of_lr
-from .table import detached, tabulate
+from .table import WRITTEN, detached, tabulate
 
 if TYPE_CHECKING:
     from fused_sched.optim.ledger import Ledger
 
-_PRIVATE = ("_horizon", "_hyper", "_table", "_bases")
+_PRIVATE = ("_horizon", "_hyper", "_table", "_ahead", "_bases")
 """What a scheduler keeps beside torch's attributes."""
 
-_CACHES = ("_table", "_bases")
-
-_WRITTEN = ("torch.optim.", "fused_sched.")
-"""Modules whose classes compute what their rows do."""
+_CACHES = ("_table", "_ahead", "_bases")
 
 _RECORDS = ("state_dict", "load_state_dict", "get_last_lr", "print_lr")
 """Methods that a subclass may override without computing other values."""
@@ -271,7 +268,7 @@ class DeviceScheduler(TorchScheduler):
     def _changed(self) -> bool:
         """Whether somebody's subclass computes other values than the class whose row this is."""
         stock = next(c for c in type(self).__mro__ if c.__module__.startswith("torch.optim"))
-        theirs = (c for c in type(self).__mro__ if not c.__module__.startswith(_WRITTEN))
+        theirs = (c for c in type(self).__mro__ if not c.__module__.startswith(WRITTEN))
         return any(
             hasattr(stock, name) and not name.startswith("__") and name not in _RECORDS
             for c in theirs

@@ -90,10 +90,12 @@ class SequentialLR(_Composite, torch.optim.lr_scheduler.SequentialLR):
         epoch = self.__dict__["last_epoch"]
         active = bisect_right(self._milestones, epoch)
         for number, segments in enumerate(inside):
-            for rows in segments.values():
-                if rows[0].ends is not None and number != active:
-                    wait = self._milestones[number - 1] - epoch
-                    rows[0].ends = None if number < active else rows[0].ends + max(int(wait), 0)
+            for (row,) in segments.values():
+                if number < active:
+                    row.ends = None
+                elif number > active and row.ends is not None:
+                    start = max(int(self._milestones[number - 1]), epoch)
+                    row.ends += start - epoch + row.epoch  # its epoch 0 is its milestone
 
     def _column(self, name: str, inside: list[Segments]) -> list[Row]:
         """The jump row, then one row per child; each child jumps over those after it."""

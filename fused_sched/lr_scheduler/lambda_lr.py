@@ -35,7 +35,7 @@ class _Lambdas(DeviceScheduler):
         first, table = self._table_from(0 if child else epoch + 1)
         length = len(table) // len(self.lr_lambdas)
         words = {layout.AUX_EPOCH: first, layout.AUX_LENGTH: length}
-        ends = first + length - 1 - max(epoch, 0)
+        ends = first + length - 1 - epoch
         row = Row(self._OPCODE, words=words, aux=table, ends=ends)
         return {self.hyper: [self._placed(row, child)]}
 

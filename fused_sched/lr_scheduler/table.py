@@ -21,6 +21,9 @@ _COLUMNS = {"momentum": "momentum", "betas": "beta1"}
 """Keys of a param group that torch's schedulers write beside lr, and their columns."""
 
 
+WRITTEN = ("torch.optim.", "fused_sched.")
+"""Modules of schedulers that are known; other classes are somebody's own."""
+
 PROBE = 1000
 """Steps after which a schedule that never looked at lr is taken for one that does not."""
 
@@ -56,17 +59,17 @@ def tabulate(scheduler: Any) -> Segments:
     """Rows that read the scheduler's next ``horizon`` values from a table.
 
     Raises:
-        ValueError: an unknown scheduler's values depend on ``group["lr"]``, so that a table would
-            be wrong after any edit.
+        ValueError: the values of somebody's own class depend on ``group["lr"]``, so that a table
+            would be wrong after any edit.
     """
     groups = scheduler.__dict__["optimizer"].param_groups
     hypers = _hypers(scheduler)
     keys = dict.fromkeys([*hypers, *(key for key in _COLUMNS if key in groups[0])])
     epoch = position(scheduler)
     now = {key: _values(groups, key) for key in keys}
-    table = scheduler.__dict__.get("_table")
+    table = scheduler.__dict__.get("_ahead")
     if table is None or not table.holds(epoch, now):
-        table = scheduler.__dict__["_table"] = _run_ahead(scheduler, epoch, now)
+        table = scheduler.__dict__["_ahead"] = _run_ahead(scheduler, epoch, now)
     segments: Segments = {}
     for key, values in table.values.items():
         if key in hypers or (values != values[0]).any():
@@ -85,14 +88,15 @@ def tabulate(scheduler: Any) -> Segments:
 
 
 def refuse_recursive(scheduler: Any) -> None:
-    """Raise for a scheduler of somebody else's that cannot be tabulated; see ``tabulate``."""
-    stranger = _stranger(scheduler)
-    if stranger is not None and _depends_on_lr(scheduler):
-        raise ValueError(
-            f'{type(stranger).__name__} computes lr from group["lr"], so its values cannot be '
-            "tabulated ahead; compute them from base_lrs and last_epoch, or call scheduler.step() "
-            "outside the graph, without fuse()"
-        )
+    """Raise for a scheduler, or one inside it, that cannot be tabulated; see ``tabulate``."""
+    for one in _inside(scheduler):
+        written = type(one).__module__.startswith(WRITTEN)
+        if not written and _depends_on_lr(one):
+            raise ValueError(
+                f'{type(one).__name__} computes lr from group["lr"], so its values cannot be '
+                "tabulated ahead; compute them from base_lrs and last_epoch, or call "
+                "scheduler.step() outside the graph, without fuse()"
+            )
 
 
 def position(scheduler: Any) -> int:
@@ -140,13 +144,6 @@ def _inside(scheduler: Any) -> list[Any]:
     """A scheduler and all those in it."""
     children = getattr(scheduler, "_schedulers", ())
     return [scheduler, *(one for child in children for one in _inside(child))]
-
-
-def _stranger(scheduler: Any) -> Any:
-    """A scheduler here or inside whose class neither torch nor this package has written."""
-    written = ("torch.optim.", "fused_sched.")
-    everyone = _inside(scheduler)
-    return next((one for one in everyone if not type(one).__module__.startswith(written)), None)
 
 
 def _hypers(scheduler: Any) -> list[str]:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
+from .writes import after_write, before_write
+
 if TYPE_CHECKING:
     from .ledger import Ledger
 
@@ -47,9 +49,9 @@ class Group(dict[str, Any]):
         return super().values()
 
     def __setitem__(self, key: str, value: Any) -> None:
-        self.ledger.before_write(self, key, value)
+        before_write(self.ledger, self, key, value)
         super().__setitem__(key, value)
-        self.ledger.after_write(self, key)
+        after_write(self.ledger, self, key)
 
     def __delitem__(self, key: str) -> None:
         self.ledger.refresh()

@@ -21,20 +21,19 @@ from fused_sched.tables.block import Block
 from fused_sched.tables.program import Assembled
 
 from .explicit import step_scheduler
-from .group import Group
 from .loading import Loading
-from .plan import Plan, capturing
+from .plan import RELEASE, Plan, capturing
 from .rates import Rates, rates_of, read_rates, write_rates
 from .schedules import Fused, Schedules
 from .state import StateKeeper
-from .stepper import RELEASE, Stepper
+from .stepper import Stepper
 
 
 class Ledger:
     """Everything that an optimizer keeps beside torch's own attributes."""
 
     def __init__(self, optimizer: Any) -> None:
-        self._optimizer = weakref.ref(optimizer)
+        self.reference = weakref.ref(optimizer)
         self.rules: Any = type(optimizer)
         self.keeper = StateKeeper(self.rules)
         self.schedules = Schedules(self.rules._COLUMNS)
@@ -47,16 +46,16 @@ class Ledger:
         self.loading: Loading | None = None
         self._since_upload = 0
         self._busy = 0
-        self._zeroed: set[int] = set()  # groups whose lr was assigned 0 since the last step
+        self.zeroed: set[int] = set()  # groups whose lr was assigned 0 since the last step
         self.stepper = Stepper(self)
 
     @property
     def optimizer(self) -> Any:
-        optimizer = self._optimizer()
+        optimizer = self.reference()
         assert optimizer is not None
         return optimizer
 
-    def _blocks(self) -> list[Plan]:
+    def blocks(self) -> list[Plan]:
         """The plans that have a block on their device."""
         return [plan for plan in self.plans.values() if plan.block is not None]
 
@@ -85,7 +84,7 @@ class Ledger:
         """Read the device's values; waits for it, once."""
         self.pending = 0
         self.values_ahead = False
-        plans = self._blocks()
+        plans = self.blocks()
         if not plans:
             return
         assert plans[0].block is not None
@@ -114,7 +113,7 @@ class Ledger:
     def refresh_clock(self) -> None:
         """Bring the host's step counts up to date."""
         if (self.clock_ahead or self.captured) and not capturing():
-            for plan in self._blocks():
+            for plan in self.blocks():
                 plan.take_clock()
             self.clock_ahead = False
             self.keeper.behind = True
@@ -135,58 +134,9 @@ class Ledger:
 
     # -- writing ---------------------------------------------------------------------------------
 
-    def before_write(self, group: Group, key: str, value: Any) -> None:
-        """Raise if a write cannot take effect; catch up if it must build on the device's values."""
-        optimizer = self._optimizer()
-        if self._busy or optimizer is None:
-            return
-        columns = key in self.rules._KEYS
-        if columns:
-            self._refuse_write(group, key, value)
-        if key == "lr":
-            zero = _is_zero(value)
-            (self._zeroed.add if zero else self._zeroed.discard)(id(group))
-        recursive = any(program.recursive for program in self.programs)
-        if not columns or recursive or not (self.values_ahead or self.captured):
-            self.refresh()
-
-    def _refuse_write(self, group: Group, key: str, value: Any) -> None:
-        if capturing():
-            raise RuntimeError(
-                f"param_group[{key!r}] was assigned while a CUDA graph is being captured; the "
-                "graph would not replay the assignment. Assign it before the capture or between "
-                "replays, or let a fused_sched scheduler move it inside the graph."
-            )
-        if not self.plans:
-            return
-        before = group.raw()
-        after = before | {key: value}
-        self.encode(after)
-        if not self.captured:
-            return
-        if len(self.rules._state_names(after)) > len(self.rules._state_names(before)):
-            raise RuntimeError(f"param_group[{key!r}] = {value!r} needs more state, but {RELEASE}.")
-        if isinstance(before.get(key), Tensor) and before[key] is not value:
-            raise RuntimeError(
-                f"A captured graph reads {key} from the tensor in this group; write into it with "
-                f"param_group[{key!r}].fill_({value!r}), or {RELEASE}."
-            )
-
-    def after_write(self, group: Group, key: str) -> None:
-        """Send one group's new value to the device."""
-        optimizer = self._optimizer()
-        if self._busy or not self.plans or optimizer is None:
-            return
-        numbers = [i for i, g in enumerate(optimizer.param_groups) if g is group]
-        if not numbers or not self._blocks():
-            return
-        columns = self.rules._KEYS.get(key, ())
-        if not columns or any(program.recursive for program in self.programs):
-            self.upload()
-            return
-        values = dict(zip(self.schedules.columns, self.encode(group.raw()), strict=True))
-        for plan in self._blocks():
-            plan.write(numbers[0], {self.schedules.columns.index(n): values[n] for n in columns})
+    def recursive(self) -> bool:
+        """Whether a table was computed from the values of now, which an edit would make stale."""
+        return any(program.recursive for program in self.programs)
 
     def encode(self, group: Mapping[str, Any]) -> list[float]:
         """A group's columns; an lr on a device is read there, before each launch."""
@@ -197,14 +147,14 @@ class Ledger:
 
     def upload(self) -> None:
         """Send every value and schedule position to every device."""
-        self._upload(self._blocks())
+        self._upload(self.blocks())
 
     def upload_into(self, plan: Plan) -> None:
         """Give a plan its block, filled."""
         if plan.device.type == "cuda":
             self.schedules.own_programs(tabulate=False)
         self.refresh()
-        self._upload([*self._blocks(), plan])
+        self._upload([*self.blocks(), plan])
 
     def _upload(self, plans: Sequence[Plan]) -> None:
         self._since_upload = 0
@@ -252,10 +202,11 @@ class Ledger:
         """Before a fused step: renew a table that ends, raise where torch's schedule raises."""
         if not self.schedules.fused or self.captured:
             return
-        if not self._blocks():
+        if not self.blocks():
             self.refresh()
-        ends = self.programs[0].ends if self.programs else None
-        if ends is not None and self._since_upload >= ends:
+        program = self.programs[0]
+        grown = program.lanes.shape[2] != len(self.optimizer.param_groups)
+        if grown or (program.ends is not None and self._since_upload >= program.ends):
             self.refresh()
             with self.host_only():
                 self.schedules.rehearse()
@@ -267,9 +218,9 @@ class Ledger:
         ``torch.distributed.checkpoint`` assigns lr 0 to every group and steps once; neither the
         params nor the schedule may move.
         """
-        if not self._zeroed or self.keeper.state:
+        if not self.zeroed or self.keeper.state:
             return False
-        return self._zeroed == {id(group) for group in self.optimizer.param_groups}
+        return self.zeroed == {id(group) for group in self.optimizer.param_groups}
 
     def count(
         self,
@@ -288,7 +239,7 @@ class Ledger:
             advance: whether the fused schedules were to advance.
         """
         self.keeper.behind = True
-        self._zeroed.clear()
+        self.zeroed.clear()
         if any(capturing(plan.device) for plan in plans):
             self.captured = True
             return
@@ -326,11 +277,11 @@ class Ledger:
 
     def read_rates(self) -> None:
         """The user's lr tensors, into the record."""
-        read_rates(self.rates(), self._blocks())
+        read_rates(self.rates(), self.blocks())
 
     def write_rates(self) -> None:
         """What a schedule on the device made of them, into the user's tensors."""
-        write_rates(self.rates(), next(iter(self._blocks()), None))
+        write_rates(self.rates(), next(iter(self.blocks()), None))
 
     # -- state, captures -------------------------------------------------------------------------
 
@@ -347,8 +298,3 @@ class Ledger:
             if keeper.behind:
                 keeper.write_steps(self.plans.values())
         return keeper.state
-
-
-def _is_zero(value: Any) -> bool:
-    on_host = not isinstance(value, Tensor) or value.device.type == "cpu"
-    return on_host and float(value) == 0.0

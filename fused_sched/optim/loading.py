@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from .stepper import RELEASE
+from .plan import RELEASE
 
 if TYPE_CHECKING:
     from .ledger import Ledger

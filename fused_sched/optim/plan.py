@@ -14,6 +14,11 @@ from fused_sched.tables.block import Block, Program, send
 from fused_sched.tables.params import Member, ParamTable
 from fused_sched.tables.program import Assembled
 
+RELEASE = (
+    "a captured graph uses the present tables. Call optimizer.release_capture() once its graphs "
+    "are gone, then capture again"
+)
+
 _NEEDS_PREPARE = "call optimizer.prepare() before the capture"
 
 
@@ -91,10 +96,10 @@ class Plan:
         for column, value in values.items():
             self.block.write(column, group, value)
 
-    def take_clock(self, host: Block | None = None) -> None:
+    def take_clock(self) -> None:
         """Take the device's clock and offsets; waits for it."""
         assert self.block is not None
-        host = host or self.block.fetch()
+        host = self.block.fetch()
         self.clock = int(host.clock[layout.CLOCK])
         self.offsets = host.offsets.tolist()
 

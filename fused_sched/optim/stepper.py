@@ -15,16 +15,12 @@ from fused_sched.engines import eager_engine, engine_for
 from fused_sched.tables.local import SUPPORTED, local, real
 from fused_sched.tables.params import Member, sparse_error
 
+from .changes import take_changes
 from .group import Group
-from .plan import Plan, capturing
+from .plan import RELEASE, Plan, capturing
 
 if TYPE_CHECKING:
     from .ledger import Ledger
-
-RELEASE = (
-    "a captured graph uses the present tables. Call optimizer.release_capture() once its graphs "
-    "are gone, then capture again"
-)
 
 
 class Stepper:
@@ -147,7 +143,7 @@ class Stepper:
         gone = {m.index for m in members if len(m.states) < slots[m.group]}
         gone |= self._moved
         if self.ledger.keeper.shown and not capturing(plan.device):
-            gone |= self._take_state(plan, in_place=self.ledger.captured)
+            gone |= take_changes(self.ledger, plan, in_place=self.ledger.captured)
         complete = len(members) == len(self._params) and not gone
         new = [] if complete else self._entering(plan, gone, everyone)
         if new or gone:
@@ -222,34 +218,6 @@ class Stepper:
                 name = type(self.ledger.optimizer).__name__
                 raise sparse_error(name, index, self._group_of[index])
 
-    def _take_state(self, plan: Plan, in_place: bool) -> set[int]:
-        """After somebody held ``optimizer.state``: take the step counts and tensors put there.
-
-        Returns:
-            The members whose tensors are others now; with ``in_place`` only those that cannot be
-            copied into the table's own without being rounded.
-        """
-        ledger = self.ledger
-        keeper = ledger.keeper
-        ledger.refresh_clock()
-        gone: set[int] = set()
-        told = False
-        for member in plan.table.members:
-            replaced = keeper.replaced(member)
-            step = keeper.told_step(member, replaced)
-            if step is not None:
-                plan.offsets[member.index] = plan.clock - step
-                keeper.note_step(member, step)
-                told = True
-            if replaced and in_place and (ledger.captured or keeper.same_dtypes(member)):
-                with ledger.host_only():
-                    keeper.restore(member, ledger.optimizer.param_groups[member.group])
-            elif replaced:
-                gone.add(member.index)
-        if told and plan.block is not None:
-            plan.send_clock()
-        return gone
-
     # -- step, prepare, release ------------------------------------------------------------------
 
     def step(self) -> None:
@@ -316,7 +284,7 @@ class Stepper:
         """After ``load_state_dict``: the loaded values, into the addresses that there are."""
         ledger = self.ledger
         for plan in ledger.plans.values():
-            self._take_state(plan, in_place=True)
+            take_changes(ledger, plan, in_place=True)
         ledger.upload()
 
     def release(self) -> None:

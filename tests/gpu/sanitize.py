@@ -36,7 +36,8 @@ def optimizers(device: torch.device) -> None:
         if not case.id.endswith("combo"):
             continue
         params = _params(device)
-        opt = case.build(fused_sched.optim, [{"params": params[i::3]} for i in range(3)])
+        groups = [{"params": params[:9]}, {"params": params[9:40]}, {"params": params[40:]}]
+        opt = case.build(fused_sched.optim, groups)
         sched = fused_sched.lr_scheduler.OneCycleLR(opt, max_lr=0.1, total_steps=20)
         fused_sched.fuse(opt, sched)
         for step in range(STEPS):
@@ -50,6 +51,7 @@ def scaler(device: torch.device) -> None:
     """GradScaler's two tensors, with and without an overflow."""
     params = _params(device)
     opt = fused_sched.optim.AdamW(params, fused=True)
+    opt.prepare()
     for step, overflow in enumerate((1.0, 0.0, 0.0)):
         _set_gradients(params, step)
         opt.grad_scale = torch.tensor(4.0, device=device)
