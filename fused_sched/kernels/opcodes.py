@@ -71,7 +71,8 @@ def step(v, e, row):
     """StepLR: v * gamma where e is a positive multiple of step_size."""
     size = load_word(row, P1)
     remainder = e - size * tl.floor(e / size)
-    return tl.where((e == 0.0) | (remainder != 0.0), v, v * load_word(row, P0))
+    moved = tl.where(remainder == 0.0, v * load_word(row, P0), v)
+    return tl.where(e == 0.0, v, moved)
 
 
 @triton.jit
@@ -237,7 +238,7 @@ def _swa_fraction(number, epochs):
 def swa_fractions(count, row):
     """The parts of the annealing done after this step and before it; counts with _step_count."""
     epochs = load_word(row, P1)
-    number = count - 1.0
+    number = count - 1.0 + epochs * 0.0  # a vector: the interpreter cannot widen a scalar bool
     number = tl.where((epochs == 0.0) & (number < 1.0), 1.0, number)
     return _swa_fraction(number, epochs), _swa_fraction(number - 1.0, epochs)
 

@@ -182,7 +182,10 @@ class DeviceScheduler(TorchScheduler):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's; a fused schedule goes on from the loaded position, also in a graph."""
         self._refresh()
-        super().load_state_dict(state_dict)
+        ledger = ledger_of(self.__dict__.get("optimizer"))
+        # As one: a composite's children must neither read nor send between its parts.
+        with nullcontext() if ledger is None else ledger.host_only():
+            super().load_state_dict(state_dict)
         self._reprogram()
 
     def get_last_lr(self) -> list[Any]:

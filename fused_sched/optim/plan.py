@@ -29,6 +29,15 @@ def capturing(device: torch.device | None = None) -> bool:
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
+def refuse_capture(device: torch.device, name: str, what: str) -> None:
+    """Raise while a stream captures, where something would have to be allocated."""
+    if capturing(device):
+        raise RuntimeError(
+            f"{name}.step() cannot be captured: {what}, and memory that is set up inside a capture "
+            f"would be set up again at every replay; {_NEEDS_PREPARE}"
+        )
+
+
 class Plan:
     """One device's tables, and the host's account of its clock.
 
@@ -169,8 +178,4 @@ class Plan:
 
     def refuse_capture(self, what: str) -> None:
         """Raise while a stream captures, where something would have to be allocated."""
-        if capturing(self.device):
-            raise RuntimeError(
-                f"{self.name}.step() cannot be captured: {what}, and memory that is set up inside "
-                f"a capture would be set up again at every replay; {_NEEDS_PREPARE}"
-            )
+        refuse_capture(self.device, self.name, what)

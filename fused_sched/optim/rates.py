@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fused_sched.tables import layout
 
-from .plan import Plan
+from .plan import Plan, capturing
 
 Rates = list[tuple[int, Tensor]]
 """(group, lr) of the groups whose lr is a tensor."""
@@ -26,6 +26,12 @@ def read_rates(rates: Rates, plans: Iterable[Plan]) -> None:
     for plan in plans:
         if plan.block is not None:
             for number, lr in rates:
+                if lr.device.type == "cpu" != plan.device.type and capturing():
+                    raise RuntimeError(
+                        f"lr of param group {number} is a tensor on the CPU, which a CUDA graph "
+                        f"cannot read; move it to {plan.device} or make it a float, before the "
+                        "capture"
+                    )
                 value = lr.detach().reshape(())
                 plan.block.record[:, layout.LR_COLUMN, number].copy_(value, non_blocking=True)
 

@@ -17,7 +17,7 @@ from fused_sched.tables.params import Member, sparse_error
 
 from .changes import take_changes
 from .group import Group
-from .plan import RELEASE, Plan, capturing
+from .plan import RELEASE, Plan, capturing, refuse_capture
 
 if TYPE_CHECKING:
     from .ledger import Ledger
@@ -120,6 +120,7 @@ class Stepper:
         plan = ledger.plans.get(device)
         if plan is None:
             rules = type(ledger.optimizer)
+            refuse_capture(device, rules.__name__, "nothing is allocated yet")
             plan = Plan(device, engine, rules._RULE, rules.__name__, len(self._params))
             ledger.plans[device] = plan
         plan.engine = engine
@@ -284,6 +285,7 @@ class Stepper:
         """After ``load_state_dict``: the loaded values, into the addresses that there are."""
         ledger = self.ledger
         for plan in ledger.plans.values():
+            plan.join_stream()
             take_changes(ledger, plan, in_place=True)
         ledger.upload()
 

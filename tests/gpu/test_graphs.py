@@ -282,6 +282,21 @@ def test_lr_tensor_is_read_and_written_by_replays(halving, device):
     assert opt.param_groups[0]["lr"] is lr
 
 
+def test_lr_tensor_on_the_cpu_is_refused_in_a_capture(cuda):
+    """A graph would go on reading the host memory of a copy that is gone."""
+    weight = Parameter(torch.zeros(4, device=cuda))
+    weight.grad = torch.ones_like(weight)
+    opt = fused_sched.optim.SGD([weight], lr=torch.tensor(1.0))
+    opt.step()
+    touched = torch.zeros(1, device=cuda)
+    with capture(new_graph(cuda)):
+        touched.add_(1)
+        with pytest.raises(RuntimeError, match="tensor on the CPU"):
+            opt.step()
+    opt.step()
+    assert weight.tolist() == [-2.0] * 4
+
+
 @pytest.mark.parametrize("name", ["one-cycle", "exponential"])
 def test_100000_replays_count_exactly(name, device):
     weight = Parameter(torch.ones(8, device=device, dtype=torch.float64))
