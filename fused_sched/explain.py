@@ -43,7 +43,9 @@ class Explanation:
         return self.obstacle is None
 
     def __str__(self) -> str:
-        lines = [f"{device}: {self.engine[device]} ({self.reason[device]})" for device in self.engine]
+        lines = [
+            f"{device}: {self.engine[device]} ({self.reason[device]})" for device in self.engine
+        ]
         launches = "as torch" if self.launches_per_step is None else str(self.launches_per_step)
         lines.append(f"launches per step: {launches}; host syncs per step: {self.syncs_per_step}")
         if self.bytes_per_step is not None:

@@ -158,7 +158,7 @@ def convert_scheduler(scheduler: Any) -> None:
         convert_scheduler(child)
     if not isinstance(scheduler, DeviceScheduler):
         stock = type(scheduler)
-        scheduler.__class__ = _SCHEDULERS.get(stock) or _with_device(stock)
+        scheduler.__class__ = _SCHEDULERS.get(stock) or _with_device(stock)  # type: ignore[arg-type]
         scheduler._enroll()
 
 

@@ -130,7 +130,10 @@ def test_doctor_reports_what_an_engine_raises(monkeypatch, capsys):
 def test_doctor_shows_a_forced_engine_that_does_not_exist(monkeypatch, capsys):
     monkeypatch.setenv("FUSED_SCHED_ENGINE", "warp")
     cli.main(["doctor"])
-    assert "a step takes none, it raises: FUSED_SCHED_ENGINE: Unknown engine 'warp'" in capsys.readouterr().out
+    assert (
+        "a step takes none, it raises: FUSED_SCHED_ENGINE: Unknown engine 'warp'"
+        in capsys.readouterr().out
+    )
 
 
 # -- the command line ----------------------------------------------------------------------------

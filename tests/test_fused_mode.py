@@ -616,3 +616,20 @@ def test_group_added_later_raises_as_torch(engine, mode, build):
     with pytest.raises(stock.type, match=str(stock.value).replace("(", "\\(").replace(")", "\\)")):
         twins.ours.step()
         twins.ours.scheduler.step()
+
+
+def test_change_that_a_graph_cannot_follow_is_refused_and_leaves_the_rest():
+    with fused_sched.use_engine("triton"):
+        side = our_side(make("StepLR", step_size=2))
+        fused_sched.fuse(side.opt, side.scheduler)
+        side.step()
+        side.opt._ledger.captured = True  # as after a capture
+        saved = side.scheduler.state_dict()
+        with pytest.raises(RuntimeError, match="changed its size.*release_capture"):
+            side.scheduler.step_size = 2.5  # has no opcode: a table would have to be allocated
+        with pytest.raises(RuntimeError, match="changed its size.*release_capture"):
+            side.scheduler.load_state_dict({**saved, "step_size": 2.5, "gamma": 0.3})
+        assert side.scheduler.state_dict() == saved
+        for _ in range(2):
+            side.step()
+        assert side.opt.param_groups[0]["lr"] == pytest.approx(0.01)

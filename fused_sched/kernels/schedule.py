@@ -52,15 +52,14 @@ from .opcodes import PI
 def _store_column(op, value, record_ptr, current, other, both, lane, live, G):
     """Write a column, and log(value) where the record keeps it: into the other half, or both."""
     column = tl.load(op + COLUMN).to(tl.int32)
-    # By way of the lanes: the interpreter cannot widen a scalar bool.
-    again = live & (tl.where(both, lane, -1) >= 0)
+    also = tl.where(both, current, other)
     tl.store(record_ptr + (other + column) * G + lane, value, mask=live)
-    tl.store(record_ptr + (current + column) * G + lane, value, mask=again)
+    tl.store(record_ptr + (also + column) * G + lane, value, mask=live)
     derived = tl.load(op + DERIVED).to(tl.int32)
     if derived >= 0:
         logarithm = tl.log(value)
         tl.store(record_ptr + (other + derived) * G + lane, logarithm, mask=live)
-        tl.store(record_ptr + (current + derived) * G + lane, logarithm, mask=again)
+        tl.store(record_ptr + (also + derived) * G + lane, logarithm, mask=live)
 
 
 @triton.jit

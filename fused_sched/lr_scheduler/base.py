@@ -6,6 +6,7 @@ which the device computes the same values (``_row``), and the way back (``_lift`
 
 from __future__ import annotations
 
+import functools
 import inspect
 import warnings
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,7 @@ from fused_sched.tables import layout
 from fused_sched.tables.program import Row, Segments
 
 from .hyper import check_hyper, in_place_of_lr
-from .table import WRITTEN, detached, tabulate
+from .table import WRITTEN, detached, inside, tabulate
 
 if TYPE_CHECKING:
     from fused_sched.optim.ledger import Ledger
@@ -184,9 +185,10 @@ class DeviceScheduler(TorchScheduler):
         self._refresh()
         ledger = ledger_of(self.__dict__.get("optimizer"))
         # As one: a composite's children must neither read nor send between its parts.
-        with nullcontext() if ledger is None else ledger.host_only():
-            super().load_state_dict(state_dict)
-        self._reprogram()
+        with self._all_or_nothing():
+            with nullcontext() if ledger is None else ledger.host_only():
+                super().load_state_dict(state_dict)
+            self._reprogram()
 
     def get_last_lr(self) -> list[Any]:
         """As torch's."""
@@ -199,8 +201,21 @@ class DeviceScheduler(TorchScheduler):
             super().__setattr__(name, value)
             return
         ledger.refresh()
-        super().__setattr__(name, value)
-        self._reprogram()
+        with self._all_or_nothing():
+            super().__setattr__(name, value)
+            self._reprogram()
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Within, an error leaves this scheduler and those inside it as they were."""
+        before = [(one, dict(one.__dict__)) for one in inside(self)]
+        try:
+            yield
+        except BaseException:
+            for one, attributes in before:
+                one.__dict__.clear()
+                one.__dict__.update(attributes)
+            raise
 
     def __getstate__(self) -> dict[str, Any]:
         self._refresh()
@@ -270,13 +285,7 @@ class DeviceScheduler(TorchScheduler):
 
     def _changed(self) -> bool:
         """Whether somebody's subclass computes other values than the class whose row this is."""
-        stock = next(c for c in type(self).__mro__ if c.__module__.startswith("torch.optim"))
-        theirs = (c for c in type(self).__mro__ if not c.__module__.startswith(WRITTEN))
-        return any(
-            hasattr(stock, name) and not name.startswith("__") and name not in _RECORDS
-            for c in theirs
-            for name in vars(c)
-        )
+        return _computes_otherwise(type(self))
 
     def _segments(self) -> Segments:
         """The rows of every column that this scheduler moves, with its position of now."""
@@ -369,6 +378,18 @@ class DeviceScheduler(TorchScheduler):
     def _rehearse(self) -> None:
         """Raise what torch would raise at the next step, changing nothing."""
         detached(self)[0].step()
+
+
+@functools.cache
+def _computes_otherwise(cls: Any) -> bool:
+    """Whether a class of somebody's own in ``cls`` overrides a part of torch's recurrence."""
+    stock = next(c for c in cls.__mro__ if c.__module__.startswith("torch.optim"))
+    theirs = (c for c in cls.__mro__ if not c.__module__.startswith(WRITTEN))
+    return any(
+        hasattr(stock, name) and not name.startswith("__") and name not in _RECORDS
+        for c in theirs
+        for name in vars(c)
+    )
 
 
 def _floats(values: Sequence[Any]) -> list[float]:

@@ -17,7 +17,7 @@ from .base import DeviceScheduler
 class _Composite(DeviceScheduler):
     """A scheduler of schedulers; it moves the hyperparameter that they move."""
 
-    _schedulers: Sequence[Any]
+    _schedulers: Any
 
     def _children(self) -> Sequence[Any]:
         return self.__dict__.get("_schedulers", ())

@@ -89,7 +89,7 @@ def tabulate(scheduler: Any) -> Segments:
 
 def refuse_recursive(scheduler: Any) -> None:
     """Raise for a scheduler, or one inside it, that cannot be tabulated; see ``tabulate``."""
-    for one in _inside(scheduler):
+    for one in inside(scheduler):
         written = type(one).__module__.startswith(WRITTEN)
         if not written and _depends_on_lr(one):
             raise ValueError(
@@ -121,7 +121,7 @@ def detached(scheduler: Any) -> tuple[Any, list[dict[str, Any]]]:
         _opt_called=True,
     )
     memo = {id(optimizer): shadow}
-    for one in _inside(scheduler):
+    for one in inside(scheduler):
         memo[id(one.__dict__.get("optimizer"))] = shadow
         for call in one.__dict__.get("lr_lambdas", ()):
             memo[id(call)] = copied(call)
@@ -140,15 +140,15 @@ def _already_stepped() -> None:
 _already_stepped._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
 
 
-def _inside(scheduler: Any) -> list[Any]:
+def inside(scheduler: Any) -> list[Any]:
     """A scheduler and all those in it."""
     children = getattr(scheduler, "_schedulers", ())
-    return [scheduler, *(one for child in children for one in _inside(child))]
+    return [scheduler, *(one for child in children for one in inside(child))]
 
 
 def _hypers(scheduler: Any) -> list[str]:
     """The hyperparameters that a scheduler and those in it move, the first its own."""
-    return list(dict.fromkeys(getattr(one, "hyper", "lr") for one in _inside(scheduler)))
+    return list(dict.fromkeys(getattr(one, "hyper", "lr") for one in inside(scheduler)))
 
 
 def _plain(value: Any) -> Any:

@@ -63,7 +63,9 @@ def _advance_on_device(ledger: Ledger, scheduler: Any, args: Any, kwargs: Any) -
             raise RuntimeError(f"{type(scheduler).__name__}.step() cannot be captured: {reason}")
         return False
     _launch(ledger, number, metric)
-    ledger.captured |= inside
+    if inside:
+        ledger.captured = True
+        ledger.schedules.in_graphs.append(scheduler)
     ledger.values_ahead = True
     return True
 

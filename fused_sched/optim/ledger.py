@@ -162,13 +162,14 @@ class Ledger:
             return
         with self.host_only():
             groups = self.optimizer.param_groups
-            encoded = [self.encode(group) for group in groups]
-            self.programs = self.schedules.lower(len(groups), self.programs)
+            encoded = [self.encode(dict(dict.items(group))) for group in groups]
+            programs, explicit = self.schedules.lower(len(groups), self.programs)
+        if self.captured and not all(plan.fits(len(groups), programs) for plan in plans):
+            raise RuntimeError(f"The schedule program changed its size, but {RELEASE}.")
+        self.programs, self.schedules.explicit = programs, explicit
         record = torch.tensor(encoded, dtype=torch.float64).t().contiguous()
         for plan in plans:
             if not plan.fits(len(groups), self.programs):
-                if self.captured:
-                    raise RuntimeError(f"The schedule program changed its size, but {RELEASE}")
                 self.refresh_clock()
                 plan.build_block(len(self.schedules.columns), len(groups), self.programs)
             plan.send_values(record, self.programs)

@@ -54,6 +54,7 @@ class Schedules:
         self.columns = columns
         self.fused: list[Fused] = []
         self.explicit: list[weakref.ref[Any]] = []  # those with a program of their own
+        self.in_graphs: list[Any] = []  # those that captured graphs step
         self.refused: dict[int, str] = {}
         self._roots: list[weakref.ref[Any]] = []
 
@@ -107,11 +108,16 @@ class Schedules:
             self.refused[id(scheduler)] = str(error)
             return None
 
-    def lower(self, groups: int, before: Sequence[Assembled] = ()) -> list[Assembled]:
+    def lower(
+        self, groups: int, before: Sequence[Assembled] = ()
+    ) -> tuple[list[Assembled], list[weakref.ref[Any]]]:
         """Every program with the schedulers' values of now: the fused one, then the explicit.
 
         Args:
             before: the programs of last time.
+
+        Returns:
+            The programs, and those of ``explicit`` that still have one.
         """
         entries = [[fused.entry() for fused in self.fused]]
         kept = []
@@ -121,9 +127,9 @@ class Schedules:
             if segments is not None:
                 kept.append(ref)
                 entries.append([Entry(segments)])
-        self.explicit = kept
         last = [*before, *[None] * len(entries)]
-        return [assemble(one, self.columns, groups, last[i]) for i, one in enumerate(entries)]
+        programs = [assemble(one, self.columns, groups, last[i]) for i, one in enumerate(entries)]
+        return programs, kept
 
     def forget_tables(self) -> None:
         """A scheduler has been changed by hand: what was run ahead may be stale."""

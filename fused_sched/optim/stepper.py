@@ -297,6 +297,7 @@ class Stepper:
         ledger.refresh()
         ledger.refresh_clock()
         ledger.captured = False
+        ledger.schedules.in_graphs.clear()
         for plan in ledger.plans.values():
             plan.captured_tables.clear()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import weakref
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import is_
@@ -112,7 +113,7 @@ class _Assembly:
         self.columns = columns
         self.groups = groups
         self.ops: list[list[int]] = []
-        self.lanes: list[Tensor] = []
+        self.lanes = array("d")  # all rows, one behind the other
         self.tables: list[Tensor] = []
         self.sources: list[Source] = []
         self._aux_length = 0
@@ -128,7 +129,7 @@ class _Assembly:
         if row.source is not None:
             self.sources.append(Source(len(self.ops), weakref.ref(row.source), row.ahead))
         self.ops.append(self._words(row, entry))
-        self.lanes.append(self._lane_values(row))
+        self._add_lanes(row)
         if row.aux.numel():
             self.tables.append(row.aux)
             self._aux_length += row.aux.numel()
@@ -149,11 +150,21 @@ class _Assembly:
             words[word] = value
         return words
 
-    def _lane_values(self, row: Row) -> Tensor:
-        lanes = torch.zeros(layout.LANE_WORDS, self.groups, dtype=torch.float64)
+    def _add_lanes(self, row: Row) -> None:
+        groups = self.groups
+        first = len(self.lanes)
+        self.lanes.frombytes(bytes(8 * layout.LANE_WORDS * groups))
         for word, value in row.lanes.items():
-            lanes[word] = torch.tensor(value, dtype=torch.float64)
-        return lanes
+            values = value if isinstance(value, Sequence) else [value] * groups
+            at = first + word * groups
+            self.lanes[at : at + groups] = array("d", values)
+
+    def stacked_lanes(self) -> Tensor:
+        """[rows, LANE_WORDS, groups] float64."""
+        shape = len(self.ops), layout.LANE_WORDS, self.groups
+        if not self.lanes:
+            return torch.zeros(shape, dtype=torch.float64)
+        return torch.frombuffer(self.lanes, dtype=torch.float64).view(shape)
 
 
 def assemble(
@@ -189,7 +200,7 @@ def assemble(
     ends = (end for entry in entries if (end := entry.ends()) is not None)
     return Assembled(
         torch.tensor(assembly.ops, dtype=torch.int64).view(-1, layout.OP_WORDS),
-        _stacked(assembly.lanes, groups),
+        assembly.stacked_lanes(),
         _joined(assembly.tables, before),
         assembly.tables,
         assembly.sources,
@@ -197,12 +208,6 @@ def assemble(
         min(ends, default=None),
         any(row.recursive for row in rows),
     )
-
-
-def _stacked(lanes: Sequence[Tensor], groups: int) -> Tensor:
-    if lanes:
-        return torch.stack(list(lanes))
-    return torch.zeros(0, layout.LANE_WORDS, groups, dtype=torch.float64)
 
 
 def _joined(tables: Sequence[Tensor], before: Assembled | None) -> Tensor:
