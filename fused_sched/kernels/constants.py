@@ -14,7 +14,6 @@ GROUP = tl.constexpr(layout.GROUP)
 KIND = tl.constexpr(layout.KIND)
 PARAM_INDEX = tl.constexpr(layout.PARAM_INDEX)
 BLOCK = tl.constexpr(layout.BLOCK)
-RAGGED_BLOCK = tl.constexpr(512)
 
 CLOCK = tl.constexpr(layout.CLOCK)
 TICKET = tl.constexpr(layout.TICKET)

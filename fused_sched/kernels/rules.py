@@ -109,14 +109,16 @@ def adam_coefficients(h, G, step, C: tl.constexpr):
 
 @triton.jit
 def _quotient(a, square, eps, IEEE: tl.constexpr):
-    """a / (sqrt(square) + eps); in float32 correctly rounded under IEEE, else to 2 ulp a part.
+    """a / (sqrt(square) + eps). In float32 to 2 ulp, under IEEE to 1.
 
-    The correctly rounded forms cost 16 registers: amsgrad's fifth array leaves no room for them.
+    tl.sqrt and / are approximate in float32, 1 and 2 ulp. The exact square root too, or the exact
+    division with amsgrad's fifth array, would not fit into 64 registers.
     """
+    denominator = tl.sqrt(square) + eps
     if IEEE and a.dtype == tl.float32:
-        quotient = tl.div_rn(a, tl.sqrt_rn(square) + eps)
+        quotient = tl.div_rn(a, denominator)
     else:
-        quotient = a / (tl.sqrt(square) + eps)
+        quotient = a / denominator
     return quotient
 
 

@@ -23,7 +23,6 @@ from .constants import (
     NUMEL,
     PARAM,
     PARAM_INDEX,
-    RAGGED_BLOCK,
     STATE0,
     STATE1,
     STATE2,
@@ -55,9 +54,9 @@ def _pointer(address, start, DTYPE: tl.constexpr, VECTOR: tl.constexpr):
 def _update_chunk(
     addresses, start, left, c, inv_scale,
     RULE: tl.constexpr, C: tl.constexpr, KINDS: tl.constexpr, K: tl.constexpr,
-    STATES: tl.constexpr, UNSCALE: tl.constexpr, WIDTH: tl.constexpr, VECTOR: tl.constexpr,
+    STATES: tl.constexpr, UNSCALE: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
-    """Apply RULE to elements start ... start + left of one tensor, WIDTH at a time.
+    """Apply RULE to elements start ... start + left of one tensor, BLOCK at a time.
 
     VECTOR: every address is a multiple of 16 bytes, and left of 4 elements.
     """
@@ -73,8 +72,8 @@ def _update_chunk(
         # Shows the compiler that the mask holds for four elements at a time.
         left = left // 4 * 4
     i = left * 0
-    while i * WIDTH < left:
-        at = i * WIDTH + tl.arange(0, WIDTH)
+    while i * BLOCK < left:
+        at = i * BLOCK + tl.arange(0, BLOCK)
         mask = at < left
         p = tl.load(p_ptr + at, mask=mask).to(C)
         g = tl.load(g_ptr + at, mask=mask).to(C)
@@ -127,12 +126,12 @@ def _update_kinds(
                 if vector:
                     _update_chunk(
                         addresses, start, left, c, inv_scale,
-                        RULE, C, KINDS, k, STATES, UNSCALE, BLOCK, True,
+                        RULE, C, KINDS, k, STATES, UNSCALE, True,
                     )  # fmt: skip
                 else:
                     _update_chunk(
                         addresses, start, left, c, inv_scale,
-                        RULE, C, KINDS, k, STATES, UNSCALE, RAGGED_BLOCK, False,
+                        RULE, C, KINDS, k, STATES, UNSCALE, False,
                     )  # fmt: skip
 
 
