@@ -25,6 +25,8 @@ class Explanation:
         bytes_per_step: bytes that the update moves to and from memory.
         fused: names of the schedules that ride in the launch.
         explicit: names of those that are launched or run by themselves.
+        host_only: of the explicit ones, those that a graph cannot hold, and why.
+        grad_scaler: what torch.amp.GradScaler makes of a step; None without a GPU engine.
     """
 
     engine: dict[str, str]
@@ -36,6 +38,8 @@ class Explanation:
     bytes_per_step: int | None
     fused: list[str]
     explicit: list[str]
+    host_only: dict[str, str]
+    grad_scaler: str | None
 
     @property
     def capturable(self) -> bool:
@@ -52,6 +56,9 @@ class Explanation:
             lines.append(f"bytes moved per step: {self.bytes_per_step:,}")
         lines.append(f"schedules in the launch: {', '.join(self.fused) or 'none'}")
         lines.append(f"schedules by themselves: {', '.join(self.explicit) or 'none'}")
+        lines += [f"  {name} on the host only: {why}" for name, why in self.host_only.items()]
+        if self.grad_scaler:
+            lines.append(f"GradScaler: {self.grad_scaler}")
         lines.append("capturable: yes" if self.capturable else f"capturable: no, {self.obstacle}")
         if self.graph_nodes:
             lines.append(f"a captured step has {self.graph_nodes}")
@@ -71,6 +78,9 @@ def explain(optimizer: Any) -> Explanation:
     engines = {str(device): choose.engine_for(device) for device in devices}
     tables = [plan.table for plan in ledger.plans.values()]
     on_tables = bool(devices) and all(e.NAME != "eager" for e in engines.values())
+    on_gpu = on_tables and _any_cuda(devices)
+    schedules = ledger.schedules
+    explicit = [one for one in schedules.roots() if schedules.find(one) is None]
     staged = sum(len(table.staged) for table in tables)
     copies = staged + len(ledger.rates())
     return Explanation(
@@ -78,15 +88,17 @@ def explain(optimizer: Any) -> Explanation:
         reason={str(device): choose.why(device) for device in devices},
         launches_per_step=len(devices) + copies if on_tables else None,
         syncs_per_step=_syncs(optimizer, devices, on_tables),
-        obstacle=_obstacle(optimizer, ledger, devices, on_tables),
-        graph_nodes=_nodes(copies) if on_tables and _any_cuda(devices) else None,
+        obstacle=_obstacle(ledger, devices, on_tables),
+        graph_nodes=_nodes(copies) if on_gpu else None,
         bytes_per_step=sum(table.bytes_per_step() for table in tables) if tables else None,
-        fused=[type(one.scheduler).__name__ for one in ledger.schedules.fused],
-        explicit=[
-            type(scheduler).__name__
-            for scheduler in ledger.schedules.roots()
-            if ledger.schedules.find(scheduler) is None
-        ],
+        fused=[type(one.scheduler).__name__ for one in schedules.fused],
+        explicit=[type(one).__name__ for one in explicit],
+        host_only={
+            type(one).__name__: schedules.refused[id(one)]
+            for one in explicit
+            if id(one) in schedules.refused and schedules.program_of(one) is None
+        },
+        grad_scaler=_scaler(optimizer) if on_gpu else None,
     )
 
 
@@ -105,18 +117,20 @@ def _syncs(optimizer: Any, devices: list[torch.device], on_tables: bool) -> int:
     return int(scaler_waits and _any_cuda(devices))
 
 
-def _obstacle(
-    optimizer: Any, ledger: Any, devices: list[torch.device], on_tables: bool
-) -> str | None:
+def _scaler(optimizer: Any) -> str:
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
+        return "unscales and skips in the launch"
+    return (
+        "reads found_inf on the host at each step, which breaks a capture; construct the "
+        "optimizer with fused=True"
+    )
+
+
+def _obstacle(ledger: Any, devices: list[torch.device], on_tables: bool) -> str | None:
     if not _any_cuda(devices):
         return "no param is on a CUDA device"
     if not on_tables:
         return "the eager engine steps a device; see the reason given for it"
     if not ledger.stepper.is_prepared():
         return "nothing is allocated yet; call prepare() or make one eager step"
-    if not getattr(optimizer, "_step_supports_amp_scaling", False):
-        return None if not hasattr(optimizer, "found_inf") else _SCALER
     return None
-
-
-_SCALER = "GradScaler calls .item() on this optimizer; construct it with fused=True"

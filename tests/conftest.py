@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import fused_sched
+from fused_sched.lr_scheduler import base
 from tests.interpreter import quick, round_as_gpus_do
 
 torch.set_num_threads(1)  # the suite runs in parallel, on tensors that are small
@@ -39,4 +40,12 @@ def engine(request):
 def triton_engine():
     """The launches on CPU tensors, in Triton's interpreter."""
     with fused_sched.use_engine("triton"), quick():
+        yield
+
+
+@pytest.fixture
+def short_runs(monkeypatch):
+    """The interpreter at twice its speed, and tables of a few hundred steps."""
+    monkeypatch.setattr(base, "DEFAULT_HORIZON", 200)
+    with quick():
         yield

@@ -8,7 +8,6 @@ import io
 import pickle
 import warnings
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -27,22 +26,18 @@ from tests.cases import (
     plain_step,
     sequential,
 )
-from tests.interpreter import quick
 from tests.test_fused_mode import closed_form, on_stock_base, stateful
 from tests.twins import Twins, assert_same, our_side, record, stock_side, without_params
 
-pytestmark = pytest.mark.filterwarnings("ignore:Detected call of:UserWarning")
+pytestmark = [
+    pytest.mark.usefixtures("short_runs"),
+    pytest.mark.filterwarnings("ignore:Detected call of:UserWarning"),
+]
 
 EXPONENTIAL = make("ExponentialLR", gamma=0.9)
 LINEAR = make("LinearLR", start_factor=0.1, total_iters=6)
 ONE_CYCLE = make("OneCycleLR", max_lr=0.1, total_steps=40)
 COSINE = make("CosineAnnealingLR", T_max=20)
-
-
-@pytest.fixture(autouse=True)
-def _quick() -> Iterator[None]:
-    with quick():
-        yield
 
 
 def ids(rows: list[tuple]) -> list[str]:

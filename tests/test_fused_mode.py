@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -23,17 +23,13 @@ from tests.cases import (
     sequential,
     slower_on_odd,
 )
-from tests.interpreter import quick
 from tests.twins import Twins, assert_same, our_side, record
 
 # A SequentialLR starts its children before any optimizer step; nested composites do it again.
-pytestmark = pytest.mark.filterwarnings("ignore:Detected call of:UserWarning")
-
-
-@pytest.fixture(autouse=True)
-def _quick() -> Iterator[None]:
-    with quick():
-        yield
+pytestmark = [
+    pytest.mark.usefixtures("short_runs"),
+    pytest.mark.filterwarnings("ignore:Detected call of:UserWarning"),
+]
 
 
 @pytest.fixture(params=["explicit", "fused"])

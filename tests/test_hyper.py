@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,10 +11,12 @@ from torch.nn import Parameter
 
 import fused_sched
 from tests.cases import PROMISE, inverse_sqrt
-from tests.interpreter import quick
 from tests.twins import assert_same, record, without_params
 
-pytestmark = pytest.mark.filterwarnings("ignore:Detected call of:UserWarning")
+pytestmark = [
+    pytest.mark.usefixtures("short_runs"),
+    pytest.mark.filterwarnings("ignore:Detected call of:UserWarning"),
+]
 
 ours = fused_sched.lr_scheduler
 theirs = torch.optim.lr_scheduler
@@ -40,12 +41,6 @@ SCHEDULES = {
     "OneCycleLR": {"max_lr": 0.2, "total_steps": 20, "cycle_momentum": False},
     "SWALR": {"swa_lr": 0.01},
 }
-
-
-@pytest.fixture(autouse=True)
-def _quick() -> Iterator[None]:
-    with quick():
-        yield
 
 
 def our_optimizer(key: str, name: str = "AdamW") -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -13,19 +13,15 @@ from torch import Tensor, nn
 
 import fused_sched
 from tests.cases import SCHEDULERS, Build, make, plain_step
-from tests.interpreter import quick
 from tests.twins import assert_same
 
 # A SequentialLR starts its children before any optimizer step.
-pytestmark = pytest.mark.filterwarnings("ignore:Detected call of:UserWarning")
+pytestmark = [
+    pytest.mark.usefixtures("short_runs"),
+    pytest.mark.filterwarnings("ignore:Detected call of:UserWarning"),
+]
 
 BATCHES, EPOCHS = 3, 3
-
-
-@pytest.fixture(autouse=True)
-def _quick() -> Iterator[None]:
-    with quick():
-        yield
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,10 @@ from .constants import (
 from .rules import adam_coefficients, adam_rule, sgd_coefficients, sgd_rule
 from .schedule import run_program
 
+# A chunk that is misaligned or has a ragged end, where each element has its own mask: with four
+# elements a thread some variants spill 8 bytes (Triton 3.7.1, sm_80 and sm_90), with two none.
+RAGGED_BLOCK = tl.constexpr(256)
+
 LAUNCH_OPTIONS = {"num_warps": 4, "maxnreg": 64, "enable_fp_fusion": True}
 # Adam in float64 takes 120 registers; under a limit of 64 it would spill 130 bytes a thread.
 LAUNCH_OPTIONS_FLOAT64 = LAUNCH_OPTIONS | {"maxnreg": 128}
@@ -56,7 +60,7 @@ def _update_chunk(
     RULE: tl.constexpr, C: tl.constexpr, KINDS: tl.constexpr, K: tl.constexpr,
     STATES: tl.constexpr, UNSCALE: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
-    """Apply RULE to elements start ... start + left of one tensor, BLOCK at a time.
+    """Apply RULE to elements start ... start + left of one tensor, WIDTH at a time.
 
     VECTOR: every address is a multiple of 16 bytes, and left of 4 elements.
     """
@@ -68,12 +72,13 @@ def _update_chunk(
     s0_ptr = _pointer(addresses[2], start, S, VECTOR)
     s1_ptr = _pointer(addresses[3], start, S, VECTOR)
     s2_ptr = _pointer(addresses[4], start, S, VECTOR)
+    WIDTH: tl.constexpr = BLOCK if VECTOR else RAGGED_BLOCK
     if VECTOR:
         # Shows the compiler that the mask holds for four elements at a time.
         left = left // 4 * 4
     i = left * 0
-    while i * BLOCK < left:
-        at = i * BLOCK + tl.arange(0, BLOCK)
+    while i * WIDTH < left:
+        at = i * WIDTH + tl.arange(0, WIDTH)
         mask = at < left
         p = tl.load(p_ptr + at, mask=mask).to(C)
         g = tl.load(g_ptr + at, mask=mask).to(C)

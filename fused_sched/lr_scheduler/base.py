@@ -285,7 +285,7 @@ class DeviceScheduler(TorchScheduler):
 
     def _changed(self) -> bool:
         """Whether somebody's subclass computes other values than the class whose row this is."""
-        return _computes_otherwise(type(self))
+        return _computes_otherwise(type(self))  # type: ignore[arg-type]
 
     def _segments(self) -> Segments:
         """The rows of every column that this scheduler moves, with its position of now."""

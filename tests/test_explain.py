@@ -1,0 +1,62 @@
+"""``explain``: what it says of a step is what the step does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import Parameter
+
+import fused_sched
+from tests.cases import inverse_sqrt, make
+from tests.test_fused_mode import on_own_base, recursive
+from tests.twins import our_side
+
+pytestmark = pytest.mark.usefixtures("short_runs")
+
+EXPONENTIAL = make("ExponentialLR", gamma=0.9)
+LAMBDA = make("LambdaLR", lr_lambda=inverse_sqrt)
+
+
+def test_engine_and_reason(engine):
+    told = fused_sched.explain(our_side().opt)
+    assert told.engine == {"cpu": engine}
+    assert told.reason == {"cpu": "forced by use_engine()"}
+    assert f"cpu: {engine} (forced by use_engine())" in str(told)
+
+
+def test_one_launch_and_its_bytes():
+    with fused_sched.use_engine("triton"):
+        side = our_side()
+        side.step()
+        told = fused_sched.explain(side.opt)
+    assert (told.launches_per_step, told.syncs_per_step) == (1, 0)
+    # Three params of three float32: param and momentum are read and written, grad is read.
+    assert told.bytes_per_step == 3 * 3 * 4 * (2 + 2 + 1)
+
+
+def test_schedules_by_where_they_advance(engine):
+    side = our_side(EXPONENTIAL, LAMBDA)
+    fused_sched.fuse(side.opt, side.scheduler)
+    told = fused_sched.explain(side.opt)
+    assert (told.fused, told.explicit, told.host_only) == (["ExponentialLR"], ["LambdaLR"], {})
+
+
+def test_schedule_that_a_graph_cannot_hold():
+    with fused_sched.use_engine("triton"):
+        side = our_side(on_own_base(recursive, "StepLR", step_size=2))
+        side.opt.prepare()
+        told = fused_sched.explain(side.opt)
+    assert list(told.host_only) == ["ShrinkingLR"]
+    assert 'ShrinkingLR on the host only: ShrinkingLR computes lr from group["lr"]' in str(told)
+
+
+def test_obstacle_without_a_gpu(engine):
+    told = fused_sched.explain(our_side().opt)
+    assert not told.capturable
+    assert "capturable: no, no param is on a CUDA device" in str(told)
+
+
+def test_foreign_optimizer_is_refused():
+    opt = torch.optim.RMSprop([Parameter(torch.ones(1))])
+    with pytest.raises(TypeError, match="RMSprop is not an optimizer of fused_sched.optim"):
+        fused_sched.explain(opt)
