@@ -1,9 +1,9 @@
-"""What the compiled kernels hold to, read from their machine code; needs Triton, no GPU.
+"""What the compiled kernels hold to, read from PTX and machine code; needs Triton, no GPU.
 
 ``python -m benchmarks.static`` prints one row per variant and architecture; ``--json`` prints the
 figures for ``tests/test_static.py``. Registers and stack are ptxas's own for the whole kernel,
-schedule program included; "path stack" and the widths of the global accesses are those of a kernel
-with the update path alone, which every program but one runs.
+schedule program included; the widths of the global accesses are those of a kernel with the update
+path alone, which every program but one runs.
 """
 
 from __future__ import annotations
@@ -103,7 +103,6 @@ class Figures:
     target: str
     registers: int
     stack: int
-    path_stack: int
     loads: dict[str, int]
     stores: dict[str, int]
     float64_transcendentals: int
@@ -174,15 +173,14 @@ def _usage(kernel: Any) -> tuple[int, int]:
     return registers, stack + local
 
 
-def _widths(sass: str, instruction: str) -> dict[str, int]:
-    """How often each width in bits occurs among the global loads (LDG) or stores (STG)."""
-    counts: Counter[str] = Counter()
-    for modifiers in re.findall(rf"\b{instruction}((?:\.[A-Z0-9]+)*)", sass):
-        wide = re.search(r"\.(64|128)\b", modifiers)
-        narrow = re.search(r"\.[US](8|16)\b", modifiers)
-        match = wide or narrow
-        counts[match.group(1) if match else "32"] += 1
-    return dict(counts)
+def _widths(ptx: str, instruction: str) -> dict[str, int]:
+    """How often each width in bits occurs among the vector accesses ("ld", "st") to global memory.
+
+    Only the update's arrays are accessed by vectors: in PTX a table's 64-bit address is one b64,
+    four bfloat16 are a v2.b32. What has each element under its own mask is scalar and not counted.
+    """
+    vectors = re.findall(rf"\b{instruction}\.global[.\w]*\.v(\d)\.b(\d+)", ptx)
+    return dict(Counter(str(int(count) * int(bits)) for count, bits in vectors))
 
 
 def _transcendentals(ttir: str) -> int:
@@ -194,7 +192,6 @@ def figures(variant: Variant, arch: int) -> Figures:
     """Compile a variant for one NVIDIA architecture and read its figures."""
     target = GPUTarget("cuda", arch, 32)
     path = compiled(update_path_kernel, variant.constants(), target)
-    sass = _cuobjdump(path, "-sass")
     registers, stack = _usage(compiled(update_kernel, variant.constants(), target))
     scaler = ", scaler" if variant.scaler else ""
     return Figures(
@@ -203,9 +200,8 @@ def figures(variant: Variant, arch: int) -> Figures:
         f"sm_{arch}",
         registers,
         stack,
-        _usage(path)[1],
-        _widths(sass, "LDG"),
-        _widths(sass, "STG"),
+        _widths(path.asm["ptx"], "ld"),
+        _widths(path.asm["ptx"], "st"),
         _transcendentals(path.asm["ttir"]),
     )
 
@@ -213,7 +209,7 @@ def figures(variant: Variant, arch: int) -> Figures:
 def schedule_figures(arch: int) -> Figures:
     """The same for the kernel that advances a schedule alone."""
     kernel = compiled(schedule_kernel, {}, GPUTarget("cuda", arch, 32))
-    return Figures("schedule", "float64", f"sm_{arch}", *_usage(kernel), 0, {}, {}, 0)
+    return Figures("schedule", "float64", f"sm_{arch}", *_usage(kernel), {}, {}, 0)
 
 
 def amd_compiles(variants: list[Variant]) -> list[str]:
@@ -276,7 +272,6 @@ def _row(figure: Figures) -> str:
         figure.target,
         str(figure.registers),
         str(figure.stack),
-        str(figure.path_stack),
         widths(figure.loads),
         widths(figure.stores),
         str(figure.float64_transcendentals),
@@ -285,8 +280,8 @@ def _row(figure: Figures) -> str:
 
 
 _HEADER = (
-    "| kernel | types | target | registers | stack | path stack | loads | stores | f64 exp |\n"
-    "|---|---|---|---|---|---|---|---|---|"
+    "| kernel | types | target | registers | stack | vector loads | vector stores | f64 exp |\n"
+    "|---|---|---|---|---|---|---|---|"
 )
 
 

@@ -10,7 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
-from fused_sched.kernels.cosine import cosine
+from fused_sched.kernels.cosine import cosine, cosines
+from fused_sched.kernels.opcodes import power
 from fused_sched.kernels.rules import bias_correction
 
 getcontext().prec = 60
@@ -30,6 +31,20 @@ def correction_kernel(log_beta_ptr, step_ptr, out_ptr, N: tl.constexpr, C: tl.co
 def cosine_kernel(x_ptr, out_ptr, N: tl.constexpr):
     at = tl.arange(0, N)
     tl.store(out_ptr + at, cosine(tl.load(x_ptr + at)))
+
+
+@triton.jit
+def cosines_kernel(x_ptr, count, N: tl.constexpr):
+    at = tl.arange(0, N)
+    first, second = cosines(tl.load(x_ptr + at), tl.load(x_ptr + N + at), count)
+    tl.store(x_ptr + at, first)
+    tl.store(x_ptr + N + at, second)
+
+
+@triton.jit
+def power_kernel(x_ptr, y_ptr, out_ptr, N: tl.constexpr):
+    at = tl.arange(0, N)
+    tl.store(out_ptr + at, power(tl.load(x_ptr + at), tl.load(y_ptr + at)))
 
 
 def padded(values, dtype):
@@ -57,9 +72,37 @@ def test_cosine_equals_the_c_library():
     angles = [
         math.pi * e / T for T in (1, 7, 100, 9_973) for e in range(0, 10 * T, max(T // 25, 1))
     ]
+    # To the end of the promised range, 2**20 * pi / 2, at and between the quadrants' borders.
+    angles += [sign * 1.6e6 * k / 499 for k in range(500) for sign in (1, -1)]
+    angles += [(2.0**k - 1) * math.pi / 4 for k in range(20)]
     x, size = padded(angles, torch.float64)
     out = torch.full((size,), float("nan"), dtype=torch.float64)
     cosine_kernel[(1,)](x, out, size)
     expected = torch.tensor([math.cos(angle) for angle in x.tolist()], dtype=torch.float64)
     worst = (out - expected).abs().max().item()
     assert worst <= 2.3e-16, f"cosine off by {worst:.1e}"
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_cosines_replaces_as_many_as_asked(count):
+    x = torch.tensor([[0.5, 3.0], [1.5, -7.0]], dtype=torch.float64)
+    expected = torch.cat([x[:count].cos(), x[count:]])
+    cosines_kernel[(1,)](x, count, 2)
+    torch.testing.assert_close(x, expected, rtol=1e-15, atol=0)
+
+
+def test_power_equals_the_c_library():
+    bases = (0.0, 1e-9, 0.1, 0.5, 0.9999, 1.0, 1.5, 2.0)
+    grid = [(x, y) for x in bases for y in (0.0, 0.5, 1.0, 2.0, 0.9, 7.0, 1_000.0, 100_000.0)]
+    grid = [(x, y) for x, y in grid if y * math.log(max(x, 1.0)) < 700]
+    x, size = padded([x for x, _ in grid], torch.float64)
+    y, _ = padded([y for _, y in grid], torch.float64)
+    out = torch.full((size,), float("nan"), dtype=torch.float64)
+    power_kernel[(1,)](x, y, out, size)
+    for (base, exponent), value in zip(grid, out.tolist(), strict=False):
+        exact = base**exponent
+        if exponent in (0.0, 1.0):
+            assert value == exact, f"{base} ** {exponent}: {value}"
+        # exp turns the rounding of its argument into a relative error.
+        slack = 2.0**-52 * (2 + abs(exponent * math.log(base or 1.0)))
+        assert math.isclose(value, exact, rel_tol=slack, abs_tol=1e-300), f"{base} ** {exponent}"
