@@ -217,14 +217,14 @@ def one_cycle(v, e, c0, row, op, mode):
 @triton.jit
 def table(v, epoch, op, opcode, aux_ptr, clock_ptr, row):
     """The table's entry for an epoch, or v times it; past its end v, with the overrun flag set."""
-    _, _, lane, live, G = row
+    _, _, lane, _, G = row
     length = tl.load(op + AUX_LENGTH)
     index = epoch - tl.load(op + AUX_EPOCH)
     if index >= length:
         tl.store(clock_ptr + OVERRUN, length * 0 + 1)
     inside = (index >= 0) & (index < length)
     at = aux_ptr + tl.load(op + AUX_START) + index * G + lane
-    entry = tl.load(at, mask=live & inside, other=1.0)
+    entry = tl.load(at, mask=lane < tl.where(inside, G, 0), other=1.0)
     return tl.where(inside, tl.where(opcode == TABLE_FACTOR, v * entry, entry), v)
 
 

@@ -79,6 +79,7 @@ def _update_chunk(
     i = left * 0
     while i * WIDTH < left:
         at = i * WIDTH + tl.arange(0, WIDTH)
+        # A mask is one comparison of vectors: `mask & scalar` is no bool in 3.9's interpreter.
         mask = at < left
         p = tl.load(p_ptr + at, mask=mask).to(C)
         g = tl.load(g_ptr + at, mask=mask).to(C)
@@ -88,7 +89,7 @@ def _update_chunk(
         if RULE == "sgd":
             buf = g
             if STATES > 0:
-                kept = mask & (addresses[2] != 0)
+                kept = at < tl.where(addresses[2] != 0, left, 0)
                 buf = tl.load(s0_ptr + at, mask=kept, other=0.0).to(C)
             p, buf = sgd_rule(p, g, buf, c)
             if STATES > 0:
@@ -98,7 +99,7 @@ def _update_chunk(
             v = tl.load(s1_ptr + at, mask=mask).to(C)
             largest = v
             if STATES > 2:
-                kept = mask & (addresses[4] != 0)
+                kept = at < tl.where(addresses[4] != 0, left, 0)
                 largest = tl.load(s2_ptr + at, mask=kept, other=0.0).to(C)
             p, m, v, largest = adam_rule(p, g, m, v, largest, c, STATES > 2)
             tl.store(s0_ptr + at, m.to(S), mask=mask)
