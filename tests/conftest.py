@@ -29,18 +29,18 @@ def seed():
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=["triton", "eager"])
+@pytest.fixture(params=["triton", "native", "eager"])
 def engine(request):
     """Every engine that a CPU has; the test runs under it."""
     with fused_sched.use_engine(request.param), quick():
         yield request.param
 
 
-@pytest.fixture
-def triton_engine():
-    """The launches on CPU tensors, in Triton's interpreter."""
-    with fused_sched.use_engine("triton"), quick():
-        yield
+@pytest.fixture(params=["triton", "native"])
+def launch_engine(request):
+    """The engines that launch; on CPU tensors Triton does so in its interpreter."""
+    with fused_sched.use_engine(request.param), quick():
+        yield request.param
 
 
 @pytest.fixture

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 import fused_sched
-from fused_sched.engines import triton_engine as launches
+from fused_sched.engines import engine_for
 from fused_sched.optim import plan as plans
 from tests.cases import SHAPES, gradient
 from tests.training import FEW, OURS, case, check, named, set_grads, stock, three, train
 
-pytestmark = pytest.mark.usefixtures("triton_engine")
+pytestmark = pytest.mark.usefixtures("launch_engine")
 
 MOMENTUM, ADAM = case("SGD-momentum"), case("Adam-weight_decay")
 
@@ -48,6 +48,7 @@ class Recording:
 
     @contextmanager
     def made(self) -> Iterator[None]:
+        launches = engine_for(torch.device("cpu"))
         with pytest.MonkeyPatch.context() as patch:
             for name in ("update", "advance"):
                 patch.setattr(launches, name, self._noting(getattr(launches, name)))

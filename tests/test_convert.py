@@ -254,25 +254,22 @@ def by_torch_save(value: Any) -> Any:
 @pytest.mark.parametrize("copying", [copy.deepcopy, by_pickle, by_torch_save])
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("build", [b for _, b in COPIED], ids=ids(COPIED))
-def test_copied_pair_goes_on_by_itself(build, fused, copying):
-    with fused_sched.use_engine("triton"):
-        twins = Twins(build, fused=fused)
-        twins.run(3)
-        side = twins.ours
-        params, opt, scheduler = copying((side.params, side.opt, side.scheduler))
-        twins.run(1)
-        other = our_side()
-        other.params, other.opt, other.schedulers = params, opt, [scheduler]
-        other.step()
-        if not fused:
-            with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore", UserWarning
-                )  # torch's: the step patch is not copied
-                scheduler.step()
-        assert torch.equal(record(opt), record(side.opt))
-        assert_same(scheduler.state_dict(), side.scheduler.state_dict())
-        torch.testing.assert_close(params, side.params)
+def test_copied_pair_goes_on_by_itself(build, fused, copying, launch_engine):
+    twins = Twins(build, fused=fused)
+    twins.run(3)
+    side = twins.ours
+    params, opt, scheduler = copying((side.params, side.opt, side.scheduler))
+    twins.run(1)
+    other = our_side()
+    other.params, other.opt, other.schedulers = params, opt, [scheduler]
+    other.step()
+    if not fused:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch's: the step patch is not copied
+            scheduler.step()
+    assert torch.equal(record(opt), record(side.opt))
+    assert_same(scheduler.state_dict(), side.scheduler.state_dict())
+    torch.testing.assert_close(params, side.params)
 
 
 @pytest.mark.parametrize("copying", [copy.deepcopy, by_torch_save])
@@ -338,33 +335,31 @@ SCHEDULED = [case for case in SCHEDULERS if case.advance is plain_step]
 
 
 @pytest.mark.parametrize("case", SCHEDULED, ids=lambda case: case.id)
-def test_explicit_scheduler_is_no_cyclic_reference(case):
-    with fused_sched.use_engine("triton"):
-        side = our_side(case.build)
-        side.opt.prepare()
-        reference = weakref.ref(side.scheduler)
-        gc.collect()
-        gc.disable()
-        try:
-            side.schedulers.clear()
-            assert reference() is None
-            opt = weakref.ref(side.opt)
-            del side
-            assert opt() is None
-        finally:
-            gc.enable()
-
-
-def test_optimizer_steps_on_after_its_scheduler_is_gone():
-    with fused_sched.use_engine("triton"):
-        side = our_side(EXPONENTIAL)
-        side.opt.prepare()
-        side.step()
+def test_explicit_scheduler_is_no_cyclic_reference(case, launch_engine):
+    side = our_side(case.build)
+    side.opt.prepare()
+    reference = weakref.ref(side.scheduler)
+    gc.collect()
+    gc.disable()
+    try:
         side.schedulers.clear()
-        side.opt.param_groups[0]["lr"] = 0.3
-        side.opt.prepare()
-        side.step()
-        assert record(side.opt)[0, 0] == 0.3
+        assert reference() is None
+        opt = weakref.ref(side.opt)
+        del side
+        assert opt() is None
+    finally:
+        gc.enable()
+
+
+def test_optimizer_steps_on_after_its_scheduler_is_gone(launch_engine):
+    side = our_side(EXPONENTIAL)
+    side.opt.prepare()
+    side.step()
+    side.schedulers.clear()
+    side.opt.param_groups[0]["lr"] = 0.3
+    side.opt.prepare()
+    side.step()
+    assert record(side.opt)[0, 0] == 0.3
 
 
 def test_callable_objects_are_not_disturbed_by_running_ahead(engine):

@@ -24,11 +24,10 @@ def test_engine_and_reason(engine):
     assert f"cpu: {engine} (forced by use_engine())" in str(told)
 
 
-def test_one_launch_and_its_bytes():
-    with fused_sched.use_engine("triton"):
-        side = our_side()
-        side.step()
-        told = fused_sched.explain(side.opt)
+def test_one_launch_and_its_bytes(launch_engine):
+    side = our_side()
+    side.step()
+    told = fused_sched.explain(side.opt)
     assert (told.launches_per_step, told.syncs_per_step) == (1, 0)
     # Three params of three float32: param and momentum are read and written, grad is read.
     assert told.bytes_per_step == 3 * 3 * 4 * (2 + 2 + 1)
@@ -41,11 +40,10 @@ def test_schedules_by_where_they_advance(engine):
     assert (told.fused, told.explicit, told.host_only) == (["ExponentialLR"], ["LambdaLR"], {})
 
 
-def test_schedule_that_a_graph_cannot_hold():
-    with fused_sched.use_engine("triton"):
-        side = our_side(on_own_base(recursive, "StepLR", step_size=2))
-        side.opt.prepare()
-        told = fused_sched.explain(side.opt)
+def test_schedule_that_a_graph_cannot_hold(launch_engine):
+    side = our_side(on_own_base(recursive, "StepLR", step_size=2))
+    side.opt.prepare()
+    told = fused_sched.explain(side.opt)
     assert list(told.host_only) == ["ShrinkingLR"]
     assert 'ShrinkingLR on the host only: ShrinkingLR computes lr from group["lr"]' in str(told)
 

@@ -301,16 +301,15 @@ def test_nested_composites(engine, mode, build):
 
 
 @pytest.mark.parametrize("build", [b for _, b in NESTED], ids=[name for name, _ in NESTED])
-def test_nested_composites_come_back_from_the_device(build):
-    with fused_sched.use_engine("triton"):
-        twins = Twins(build)
-        twins.run(5)
-        for steps in (3, 4):
-            twins.ours.opt._ledger.values_ahead = True  # as after a metric that stays on the device
-            twins.check_host()
-            twins.run(steps)
-        twins.ours.opt._ledger.values_ahead = True
+def test_nested_composites_come_back_from_the_device(build, launch_engine):
+    twins = Twins(build)
+    twins.run(5)
+    for steps in (3, 4):
+        twins.ours.opt._ledger.values_ahead = True  # as after a metric that stays on the device
         twins.check_host()
+        twins.run(steps)
+    twins.ours.opt._ledger.values_ahead = True
+    twins.check_host()
 
 
 def test_child_of_a_composite_is_not_fused_by_itself():
@@ -355,19 +354,18 @@ def test_table_is_renewed_while_training_is_eager(engine, build, interval):
 
 
 @pytest.mark.parametrize("build", [b for _, b in SHORT], ids=[name for name, _ in SHORT])
-def test_table_that_ran_out_in_a_graph_holds_and_says_so(build):
-    with fused_sched.use_engine("triton"):
-        twins = Twins(build)
-        twins.run(5)
-        ledger = twins.ours.opt._ledger
-        ledger.captured = True  # the steps from here on stand for replays
-        held = record(twins.ours.opt)
-        for _ in range(3):
-            twins.ours.step()
-        assert torch.equal(record(twins.ours.opt), held)
-        with pytest.raises(RuntimeError, match="horizon=<total steps>"):
-            _ = twins.ours.opt.param_groups[0]["lr"]
-        assert twins.ours.opt.param_groups[0]["lr"] == held[0, 0]
+def test_table_that_ran_out_in_a_graph_holds_and_says_so(build, launch_engine):
+    twins = Twins(build)
+    twins.run(5)
+    ledger = twins.ours.opt._ledger
+    ledger.captured = True  # the steps from here on stand for replays
+    held = record(twins.ours.opt)
+    for _ in range(3):
+        twins.ours.step()
+    assert torch.equal(record(twins.ours.opt), held)
+    with pytest.raises(RuntimeError, match="horizon=<total steps>"):
+        _ = twins.ours.opt.param_groups[0]["lr"]
+    assert twins.ours.opt.param_groups[0]["lr"] == held[0, 0]
 
 
 def snapshot(side: Any) -> Any:
@@ -476,13 +474,12 @@ def test_classes_of_others_are_tabulated(engine, mode, build):
     twins.check_host()
 
 
-def test_stateful_class_comes_back_from_the_device():
-    with fused_sched.use_engine("triton"):
-        twins = Twins(on_stock_base(stateful))
-        twins.run(5)
-        twins.ours.opt._ledger.values_ahead = True
-        twins.check_host()
-        assert twins.ours.scheduler.calls == twins.stock.scheduler.calls
+def test_stateful_class_comes_back_from_the_device(launch_engine):
+    twins = Twins(on_stock_base(stateful))
+    twins.run(5)
+    twins.ours.opt._ledger.values_ahead = True
+    twins.check_host()
+    assert twins.ours.scheduler.calls == twins.stock.scheduler.calls
 
 
 RECURSIVE = [
@@ -614,18 +611,17 @@ def test_group_added_later_raises_as_torch(engine, mode, build):
         twins.ours.scheduler.step()
 
 
-def test_change_that_a_graph_cannot_follow_is_refused_and_leaves_the_rest():
-    with fused_sched.use_engine("triton"):
-        side = our_side(make("StepLR", step_size=2))
-        fused_sched.fuse(side.opt, side.scheduler)
+def test_change_that_a_graph_cannot_follow_is_refused_and_leaves_the_rest(launch_engine):
+    side = our_side(make("StepLR", step_size=2))
+    fused_sched.fuse(side.opt, side.scheduler)
+    side.step()
+    side.opt._ledger.captured = True  # as after a capture
+    saved = side.scheduler.state_dict()
+    with pytest.raises(RuntimeError, match="changed its size.*release_capture"):
+        side.scheduler.step_size = 2.5  # has no opcode: a table would have to be allocated
+    with pytest.raises(RuntimeError, match="changed its size.*release_capture"):
+        side.scheduler.load_state_dict({**saved, "step_size": 2.5, "gamma": 0.3})
+    assert side.scheduler.state_dict() == saved
+    for _ in range(2):
         side.step()
-        side.opt._ledger.captured = True  # as after a capture
-        saved = side.scheduler.state_dict()
-        with pytest.raises(RuntimeError, match="changed its size.*release_capture"):
-            side.scheduler.step_size = 2.5  # has no opcode: a table would have to be allocated
-        with pytest.raises(RuntimeError, match="changed its size.*release_capture"):
-            side.scheduler.load_state_dict({**saved, "step_size": 2.5, "gamma": 0.3})
-        assert side.scheduler.state_dict() == saved
-        for _ in range(2):
-            side.step()
-        assert side.opt.param_groups[0]["lr"] == pytest.approx(0.01)
+    assert side.opt.param_groups[0]["lr"] == pytest.approx(0.01)

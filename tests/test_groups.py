@@ -145,7 +145,7 @@ WRITES: dict[str, Callable[[Any, str, Any], Any]] = {
 
 
 @pytest.mark.parametrize("write", WRITES.values(), ids=WRITES.keys())
-def test_writes_reach_both_halves_at_once(write, triton_engine):
+def test_writes_reach_both_halves_at_once(write, launch_engine):
     params = three()
     opt = OURS.SGD([{"params": params[:1]}, {"params": params[1:]}], lr=LR, momentum=0.9)
     train(opt, params, range(1))
@@ -157,7 +157,7 @@ def test_writes_reach_both_halves_at_once(write, triton_engine):
     assert record(opt, "momentum", 1) == [0.9] * 2
 
 
-def test_betas_bring_their_logarithms(triton_engine):
+def test_betas_bring_their_logarithms(launch_engine):
     params = three()
     opt = OURS.Adam(params)
     train(opt, params, range(1))
@@ -179,7 +179,7 @@ def test_writes_build_on_what_the_schedule_did(ahead):
 
 
 @pytest.mark.parametrize("value", ["fast", None, [1.0, 2.0]], ids=str)
-def test_values_that_are_no_numbers_raise_and_change_nothing(value, triton_engine):
+def test_values_that_are_no_numbers_raise_and_change_nothing(value, launch_engine):
     params = three()
     opt = OURS.SGD(params, lr=LR)
     train(opt, params, range(1))

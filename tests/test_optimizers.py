@@ -17,7 +17,7 @@ from torch.optim.optimizer import (
 )
 
 import fused_sched
-from fused_sched.engines import triton_engine as launches
+from fused_sched.engines import engine_for
 from tests.cases import ERROR_RATIO, OPTIMIZERS, SHAPES, gradient
 from tests.training import (
     FEW,
@@ -45,16 +45,17 @@ def double(values: Tensor) -> Tensor:
 
 
 @pytest.fixture
-def counted(monkeypatch):
+def counted(monkeypatch, launch_engine):
     """The number of launches so far."""
     calls: list[Any] = []
-    update = launches.update
+    engine = engine_for(torch.device("cpu"))
+    update = engine.update
 
     def counting(*args: Any) -> None:
         calls.append(args)
         update(*args)
 
-    monkeypatch.setattr(launches, "update", counting)
+    monkeypatch.setattr(engine, "update", counting)
     return calls
 
 
@@ -63,7 +64,7 @@ def counted(monkeypatch):
 
 @pytest.mark.parametrize("dtype", **named(DTYPES))
 @pytest.mark.parametrize("row", **named(OPTIMIZERS))
-def test_steps_equal_stock_torch(row, dtype, triton_engine):
+def test_steps_equal_stock_torch(row, dtype, launch_engine):
     """Every option, dtype and shape: all shapes in one optimizer, each step one launch."""
     ours, theirs = tensors(dtype), tensors(dtype)
     train(row.build(OURS, ours), ours, range(2))
@@ -73,7 +74,7 @@ def test_steps_equal_stock_torch(row, dtype, triton_engine):
 
 @pytest.mark.parametrize("dtype", **named([torch.float32, torch.float64]))
 @pytest.mark.parametrize("row", **named(OPTIMIZERS))
-def test_many_steps_equal_stock_torch(row, dtype, triton_engine):
+def test_many_steps_equal_stock_torch(row, dtype, launch_engine):
     """Shrinking gradients: a running maximum is another than the last value."""
 
     def run(opt: Any, param: Tensor) -> Tensor:
@@ -88,7 +89,7 @@ def test_many_steps_equal_stock_torch(row, dtype, triton_engine):
 
 @pytest.mark.parametrize("dtype", **named(DTYPES[:3]))
 @pytest.mark.parametrize("row", **named(FEW))
-def test_error_is_at_most_twice_that_of_torch(row, dtype, triton_engine):
+def test_error_is_at_most_twice_that_of_torch(row, dtype, launch_engine):
     """Against the same steps in float64, from the same start and the same rounded gradients."""
 
     def errors(module: Any, **options: Any) -> Tensor:
@@ -117,7 +118,7 @@ GROUPS = {
 
 
 @pytest.mark.parametrize("row", **named(FEW))
-def test_dtypes_and_groups_share_one_launch(row, counted, triton_engine):
+def test_dtypes_and_groups_share_one_launch(row, counted):
     """Four dtypes in each of four groups with options of their own."""
 
     def build(module: Any, **options: Any) -> tuple[Any, list[Tensor]]:
@@ -228,7 +229,7 @@ def shifted(grad: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("change", **named([transposed, spaced, expanded, negated, shifted]))
 @pytest.mark.parametrize("row", **named(FEW))
-def test_gradients_of_any_layout(row, change, triton_engine):
+def test_gradients_of_any_layout(row, change, launch_engine):
     def build() -> list[Tensor]:
         return [SHAPES[i].build() for i in (7, 9, 10, 11, 13, 14)]
 
@@ -242,7 +243,7 @@ def test_gradients_of_any_layout(row, change, triton_engine):
 
 
 @pytest.mark.parametrize("row", **named(FEW))
-def test_gradients_of_another_dtype(row, triton_engine):
+def test_gradients_of_another_dtype(row, launch_engine):
     """bfloat16 params may have float32 gradients (``grad_dtype``), in one group with others."""
     exact = [SHAPES[i].build() for i in (7, 9)]
     params = [p.detach().bfloat16().requires_grad_() for p in exact]
@@ -273,7 +274,7 @@ def test_complex_params(row, dtype, engine):
 
 
 @pytest.mark.parametrize("row", **named(FEW))
-def test_lazily_conjugated_gradients(row, triton_engine):
+def test_lazily_conjugated_gradients(row, launch_engine):
     """As with the conjugation done, which stock torch's for-loop needs."""
     ours, theirs = complex_params(torch.complex64), complex_params(torch.complex64)
     opt, reference = row.build(OURS, ours), stock(row, theirs)
@@ -509,7 +510,7 @@ def test_lr_tensor_may_give_way_to_a_float_and_back(engine):
     check(ours, theirs)
 
 
-def test_lr_tensor_may_be_shared_by_groups(triton_engine):
+def test_lr_tensor_may_be_shared_by_groups(launch_engine):
     rate = torch.tensor(0.5, dtype=torch.float64)
     params = three()
     opt = OURS.SGD([{"params": params[:1]}, {"params": params[1:]}], lr=rate)
@@ -550,7 +551,7 @@ def test_differentiable_raises(row):
         row.build(OURS, three(), differentiable=True)
 
 
-def test_unsupported_dtypes_raise_and_change_nothing(triton_engine):
+def test_unsupported_dtypes_raise_and_change_nothing(launch_engine):
     params = [SHAPES[7].build(), SHAPES[0].build().detach().to(torch.float8_e4m3fn)]
     params[1].requires_grad_()
     params[0].grad, params[1].grad = torch.ones_like(params[0]), torch.zeros_like(params[1])

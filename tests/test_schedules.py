@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,9 +12,8 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 import fused_sched
-from fused_sched.engines import triton_engine
+from fused_sched.engines import engine_for
 from tests.cases import PROMISE, SCHEDULERS, SchedulerCase, plain_step
-from tests.interpreter import quick
 from tests.twins import RATES, assert_same
 
 STEPS = 1000
@@ -55,9 +53,8 @@ def over(cases: list[SchedulerCase]) -> Any:
 
 
 @pytest.fixture(autouse=True)
-def _on_triton() -> Iterator[None]:
-    with fused_sched.use_engine("triton"), quick():
-        yield
+def _launching(launch_engine: str) -> None:
+    """Every test here runs on each engine that launches."""
 
 
 class Stock:
@@ -102,7 +99,8 @@ class OnDevice:
         """The hyper record after each step: [steps, columns, groups]."""
         trace = torch.full((steps, *self.block.record.shape[1:]), math.nan, dtype=torch.float64)
         given = None if metric is None else torch.tensor([metric], dtype=torch.float64)
-        triton_engine.advance(self.block, self.program, steps, metric=given, trace=trace)
+        engine = engine_for(torch.device("cpu"))
+        engine.advance(self.block, self.program, steps, metric=given, trace=trace)
         self.ledger.values_ahead = True
         return trace
 

@@ -73,7 +73,7 @@ def roundtrip(state_dict: Any) -> Any:
 
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("row", **named(OPTIMIZERS))
-def test_state_is_like_that_of_torch_at_every_moment(row, fused, triton_engine):
+def test_state_is_like_that_of_torch_at_every_moment(row, fused, launch_engine):
     """Params of two dtypes, one gradient late (stock SGD fused cannot do that); at every step."""
     options = {"fused": fused}
     kinds = [SHAPES[0].build(), SHAPES[9].build(torch.bfloat16), SHAPES[2].build()]
@@ -133,7 +133,7 @@ Swap = Callable[[Any, Any], tuple[Any, Any]]
 
 
 @pytest.mark.parametrize("row", **named(OPTIMIZERS))
-def test_checkpoints_pass_both_ways_mid_run(row, triton_engine):
+def test_checkpoints_pass_both_ways_mid_run(row, launch_engine):
     """torch -> ours -> torch -> ours, each on params of its own; torch alone is the reference."""
     alone = three()
     expected = stock(row, alone)
@@ -244,7 +244,7 @@ def test_moments_keep_their_own_dtype(prepared, engine):
         assert torch.equal(opt.state[params[0]][name], moment)
 
 
-def test_fp32_moments_of_bf16_params_train(triton_engine):
+def test_fp32_moments_of_bf16_params_train(launch_engine):
     params = [SHAPES[9].build(torch.bfloat16)]
     exact = [params[0].detach().float().requires_grad_()]
     reference = torch.optim.Adam(exact, lr=0.01)
@@ -460,7 +460,7 @@ CHANGES = [
 
 @pytest.mark.parametrize("change", **named(CHANGES))
 @pytest.mark.parametrize("row", **named([MOMENTUM, ADAM]))
-def test_changes_of_state_take_effect_at_the_next_step(row, change, triton_engine):
+def test_changes_of_state_take_effect_at_the_next_step(row, change, launch_engine):
     opt, ours, reference, theirs = pair(row, three)
     for one, params in ((opt, ours), (reference, theirs)):
         train(one, params, range(2))
@@ -480,7 +480,7 @@ def check_state_by_param(
 
 
 @pytest.mark.parametrize("row", **named([MOMENTUM, ADAM]))
-def test_changes_through_a_held_state_take_effect(row, triton_engine):
+def test_changes_through_a_held_state_take_effect(row, launch_engine):
     opt, ours, reference, theirs = pair(row, three)
     for one, params in ((opt, ours), (reference, theirs)):
         train(one, params, range(2))
@@ -497,7 +497,7 @@ def test_changes_through_a_held_state_take_effect(row, triton_engine):
     ]
 
 
-def test_changed_step_counts_count(triton_engine):
+def test_changed_step_counts_count(launch_engine):
     opt, ours, reference, theirs = pair(ADAM, three)
     for one, params in ((opt, ours), (reference, theirs)):
         train(one, params, range(2))
@@ -515,7 +515,9 @@ def test_changed_step_counts_count(triton_engine):
 @pytest.mark.parametrize("row", **named(OPTIMIZERS))
 def test_engines_may_take_turns(row):
     opt, ours, reference, theirs = pair(row, three)
-    for step, name in enumerate(["eager", "triton", "triton", "eager", "eager", "triton"]):
+    for step, name in enumerate(
+        ["eager", "triton", "native", "eager", "native", "native", "triton"]
+    ):
         with fused_sched.use_engine(name):
             train(opt, ours, [step])
             train(reference, theirs, [step])
@@ -528,7 +530,7 @@ def test_a_fused_schedule_outlives_a_change_of_engine():
     opt = OURS.SGD(params, lr=1.0)
     scheduler = fused_sched.lr_scheduler.ExponentialLR(opt, 0.5)
     fused_sched.fuse(opt, scheduler)
-    for step, name in enumerate(["triton", "triton", "eager", "triton", "eager", "eager"]):
+    for step, name in enumerate(["triton", "native", "eager", "triton", "eager", "native"]):
         with fused_sched.use_engine(name):
             train(opt, params, [step])
     assert scheduler.last_epoch == 6

@@ -8,10 +8,16 @@ from types import ModuleType
 
 import torch
 
-from . import eager_engine, triton_engine
+from . import eager_engine, native_engine, triton_engine
 
-ENGINES: dict[str, ModuleType] = {"triton": triton_engine, "eager": eager_engine}
-"""By name, in the order in which ``auto`` prefers them on CUDA."""
+ENGINES: dict[str, ModuleType] = {
+    "triton": triton_engine,
+    "native": native_engine,
+    "eager": eager_engine,
+}
+
+_DEFAULTS = {"cuda": triton_engine, "cpu": native_engine}
+"""What ``auto`` prefers, by the type of the device; elsewhere it is eager."""
 
 _VARIABLE = "FUSED_SCHED_ENGINE"
 _forced: str | None = None
@@ -28,7 +34,7 @@ def available(device: torch.device | str) -> dict[str, str | None]:
 
 
 def engine_for(device: torch.device) -> ModuleType:
-    """The engine for a device: the one forced, else Triton on CUDA, else eager.
+    """The engine for a device: the one forced, else Triton on CUDA and native on CPU, else eager.
 
     Raises:
         ValueError: an unknown name is forced.
@@ -36,8 +42,8 @@ def engine_for(device: torch.device) -> ModuleType:
     """
     name = _wanted()
     if name == "auto":
-        serves = device.type == "cuda" and triton_engine.unavailable(device) is None
-        return triton_engine if serves else eager_engine
+        default = _DEFAULTS.get(device.type, eager_engine)
+        return default if default.unavailable(device) is None else eager_engine
     _check_name(name, "" if _forced else f"{_VARIABLE}: ")
     engine = ENGINES[name]
     reason = engine.unavailable(device)
@@ -50,11 +56,9 @@ def why(device: torch.device) -> str:
     """Why ``engine_for`` chose what it chose."""
     if _wanted() != "auto":
         return "forced by use_engine()" if _forced else f"forced by {_VARIABLE}"
-    if engine_for(device) is triton_engine:
-        return "the default on CUDA"
-    if device.type != "cuda":
-        return f"the default on {device.type}"
-    return f"triton: {triton_engine.unavailable(device)}"
+    default = _DEFAULTS.get(device.type, eager_engine)
+    missing = default.unavailable(device)
+    return f"the default on {device.type}" if missing is None else f"{default.NAME}: {missing}"
 
 
 def _wanted() -> str:
@@ -82,7 +86,7 @@ def use_engine(name: str) -> AbstractContextManager[None]:
     """Force an engine from here on; as a context manager, until the block ends.
 
     Args:
-        name: ``"auto"``, ``"triton"`` or ``"eager"``. The variable ``FUSED_SCHED_ENGINE`` does the
+        name: ``"auto"``, ``"triton"``, ``"native"`` or ``"eager"``. The variable ``FUSED_SCHED_ENGINE`` does the
             same for a whole process.
 
     Raises:

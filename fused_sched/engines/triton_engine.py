@@ -141,6 +141,7 @@ def _update_args(
 def update(
     block: Block,
     table: ParamTable,
+    grads: Sequence[int],
     program: Program | None,
     rule: str,
     scale: Tensor | None,
@@ -149,6 +150,7 @@ def update(
     """One optimizer step, and one schedule step of ``program``, in one launch."""
     from fused_sched.kernels.update import launch_options, update_kernel
 
+    table.send_addresses(grads)
     args = _update_args(block, table, program, rule, scale, found_inf)
     key = (block.device, *args[15:])
     with _on(block.device):

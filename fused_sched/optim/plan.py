@@ -160,9 +160,8 @@ class Plan:
         staged = table.staged
         for member in staged:
             member.stage_in()
-        table.send_addresses(grads)
         program = self.fused_program() if advance else None
-        self.engine.update(self.block, table, program, self.rule, scale, found_inf)
+        self.engine.update(self.block, table, grads, program, self.rule, scale, found_inf)
         for member in staged:
             member.stage_out(unscaled=scale is not None)
 

@@ -163,6 +163,7 @@ class ParamTable:
         self.addresses = torch.zeros(
             layout.SLOTS, max(len(self.members), 1), dtype=torch.int64, device=device
         )
+        self.ends = torch.zeros(max(len(self.members), 1), dtype=torch.int64)  # native's scratch
         self.chunks = self._to_device(self._chunk_table())
         self.kinds: tuple[Kind, ...] = ()
         self._grad_dtypes: list[torch.dtype] = []

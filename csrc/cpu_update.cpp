@@ -1,0 +1,190 @@
+// Every tensor of a launch on the CPU, compiled once per instruction set (FS_ISA names the variant).
+//
+// Every name of this file and its headers carries the variant: inline code of one instruction set
+// must not be merged with another's at link time. For the same reason no template of the standard
+// library is used here.
+#define fused_sched FS_ISA
+#include <atomic>
+#include <new>
+
+#include "cpu.h"
+#include "rules.h"
+#include "storage.h"
+
+namespace fused_sched {
+namespace {
+
+constexpr int kBlock = 1024;        // elements of one block: its buffers stay in the L1 cache
+constexpr int64_t kInline = 32768;  // elements up to which one thread is the quickest
+constexpr int64_t kChunk = 65536;   // elements that a thread takes at a time
+
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+template <class C>
+void update_block(const SgdRule<C> rule, int n, C* __restrict__ p, const C* __restrict__ g,
+                  C* const* states) {
+  C* __restrict__ b = states[0];
+  if (b != nullptr) {
+    for (int i = 0; i < n; ++i) rule.apply(p[i], g[i], b[i]);
+  } else {
+    for (int i = 0; i < n; ++i) {
+      C none = 0;
+      rule.apply(p[i], g[i], none);
+    }
+  }
+}
+
+template <class C>
+void update_block(const AdamRule<C> rule, int n, C* __restrict__ p, const C* __restrict__ g,
+                  C* const* states) {
+  C* __restrict__ m = states[0];
+  C* __restrict__ v = states[1];
+  C* __restrict__ largest = states[2];
+  if (largest != nullptr) {
+    for (int i = 0; i < n; ++i) rule.apply(p[i], g[i], m[i], v[i], largest[i]);
+  } else {
+    for (int i = 0; i < n; ++i) rule.apply(p[i], g[i], m[i], v[i]);
+  }
+}
+
+// A rule with its coefficients, computed anew only for another group or step.
+template <class R>
+class Cached {
+ public:
+  const R& at(const Hyper& hyper, int64_t step) {
+    if (hyper.h != h_ || step != step_) new (room_) R(hyper, step);
+    h_ = hyper.h;
+    step_ = step;
+    return *reinterpret_cast<const R*>(room_);
+  }
+
+ private:
+  const double* h_ = nullptr;
+  int64_t step_ = 0;
+  alignas(R) char room_[sizeof(R)];
+};
+
+template <template <class> class Rule>
+struct Rules {
+  Cached<Rule<float>> narrow;
+  Cached<Rule<double>> wide;
+  Cached<Rule<float>>& of(float) { return narrow; }
+  Cached<Rule<double>>& of(double) { return wide; }
+};
+
+// One launch: what its threads share.
+template <template <class> class Rule>
+class Launch {
+ public:
+  explicit Launch(const UpdateArgs& args)
+      : args_(args), clock_(args.clock[CLOCK]), ends_(args.ends) {
+    int64_t total = 0;
+    for (int64_t t = 0; t < args.tensors; ++t) {
+      if (address(GRAD, t) == 0) {
+        ++args.offsets[fact(PARAM_INDEX, t)];  // no gradient: its step stands still
+      } else {
+        total += fact(NUMEL, t);
+      }
+      ends_[t] = total;
+    }
+    total_ = total;
+  }
+
+  void run(const Threads& threads) {
+    if (total_ <= kInline || threads.count == 1) {
+      Rules<Rule> rules;
+      update(0, total_, rules);
+      return;
+    }
+    // The threads draw chunks: a neighbour's load on one core does not hold up the others. What
+    // fits into the caches is split evenly, one chunk each.
+    const int64_t even = (total_ / threads.count / kBlock + 1) * kBlock;
+    chunk_ = even < 16 * kChunk ? even : kChunk;
+    threads.parallel_for(0, threads.count, 1, [](int64_t begin, int64_t end, void* self) {
+      for (int64_t i = begin; i < end; ++i) static_cast<Launch*>(self)->draw();
+    }, this);
+  }
+
+ private:
+  int64_t address(int slot, int64_t t) const { return args_.addresses[slot * args_.tensors + t]; }
+  int64_t fact(int word, int64_t t) const { return args_.info[word * args_.tensors + t]; }
+
+  void draw() {
+    Rules<Rule> rules;
+    for (int64_t at; (at = next_.fetch_add(chunk_)) < total_;)
+      update(at, smaller(at + chunk_, total_), rules);
+  }
+
+  // The first tensor that ends behind an element.
+  int64_t tensor_at(int64_t element) const {
+    int64_t low = 0, high = args_.tensors;
+    while (low < high) {
+      const int64_t middle = (low + high) / 2;
+      if (ends_[middle] <= element) low = middle + 1; else high = middle;
+    }
+    return low;
+  }
+
+  // Elements begin ... end of the tensors laid end to end.
+  void update(int64_t begin, int64_t end, Rules<Rule>& rules) const {
+    for (int64_t t = tensor_at(begin); begin < end; ++t) {
+      const int64_t first = t == 0 ? 0 : ends_[t - 1];
+      const int64_t stop = smaller(end, ends_[t]);
+      if (stop > begin) {
+        const int64_t* kind = args_.kinds + 3 * fact(KIND, t);
+        if (kind[0] == FLOAT64) update_tensor<double>(t, kind, begin - first, stop - first, rules);
+        else update_tensor<float>(t, kind, begin - first, stop - first, rules);
+      }
+      begin = stop;
+    }
+  }
+
+  template <class C>
+  void update_tensor(int64_t t, const int64_t* kind, int64_t begin, int64_t end,
+                     Rules<Rule>& rules) const {
+    const int64_t half = (clock_ & 1) * args_.columns * args_.groups;
+    const int64_t step = clock_ - args_.offsets[fact(PARAM_INDEX, t)] + 1;
+    const Rule<C>& rule =
+        rules.of(C()).at({args_.record + half + fact(GROUP, t), args_.groups}, step);
+    alignas(64) C buffers[2 + Rule<C>::kStates][kBlock];
+    for (int64_t at = begin; at < end; at += kBlock) {
+      const int n = static_cast<int>(smaller(kBlock, end - at));
+      Block<C> p(kind[0], address(PARAM, t), at, n, buffers[0]);
+      Block<C> g(kind[1], address(GRAD, t), at, n, buffers[1]);
+      if (args_.scale != nullptr) unscale(g, n);
+      Block<C> states[Rule<C>::kStates];
+      C* data[Rule<C>::kStates];
+      for (int s = 0; s < Rule<C>::kStates; ++s) {
+        const int64_t where = address(STATE0 + s, t);
+        if (where != 0) states[s] = Block<C>(kind[2], where, at, n, buffers[2 + s]);
+        data[s] = states[s].data;
+      }
+      update_block<C>(rule, n, p.data, g.data, data);
+      p.keep();
+      for (const Block<C>& state : states) state.keep();
+    }
+  }
+
+  template <class C>
+  void unscale(const Block<C>& g, int n) const {
+    const C inverse = static_cast<C>(1.0 / static_cast<double>(*args_.scale));
+    for (int i = 0; i < n; ++i) g.data[i] *= inverse;
+    g.keep();
+  }
+
+  const UpdateArgs& args_;
+  const int64_t clock_;
+  int64_t* const ends_;  // elements up to the end of each tensor
+  int64_t total_;
+  int64_t chunk_ = 0;
+  std::atomic<int64_t> next_{0};
+};
+
+}  // namespace
+
+void update_tensors(const UpdateArgs& args, const Threads& threads) {
+  if (args.rule == SGD) Launch<SgdRule>(args).run(threads);
+  else Launch<AdamRule>(args).run(threads);
+}
+
+}  // namespace fused_sched

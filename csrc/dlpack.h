@@ -1,0 +1,45 @@
+// The part of DLPack's C exchange interface (version 1.3) that reads a tensor: torch >= 2.11 offers
+// it as torch.Tensor.__dlpack_c_exchange_api__. It takes 40 ns where data_ptr(), stride() and dtype
+// from Python take 500, and ties the library to no version of torch.
+//
+// Source: the DLPack 1.3 specification.
+#pragma once
+
+#include <cstdint>
+
+namespace dlpack {
+
+constexpr char kCapsule[] = "dlpack_exchange_api";
+constexpr uint32_t kMajor = 1;
+constexpr int32_t kCpu = 1;
+
+struct DType {
+  uint8_t code;  // 2 float, 4 bfloat
+  uint8_t bits;
+  uint16_t lanes;
+  bool operator==(const DType& other) const { return code == other.code && bits == other.bits; }
+};
+
+struct Tensor {
+  void* data;
+  int32_t device_type, device_id;
+  int32_t ndim;
+  DType dtype;
+  int64_t* shape;
+  int64_t* strides;  // in elements
+  uint64_t byte_offset;
+
+  int64_t address() const { return reinterpret_cast<int64_t>(data) + byte_offset; }
+};
+
+struct ExchangeApi {
+  uint32_t major, minor;
+  ExchangeApi* previous;
+  void* allocate;
+  void* managed_from_object;
+  void* managed_to_object;
+  int (*tensor_from_object)(void* object, Tensor* out);  // 0, or -1 with a Python error set
+  void* current_stream;
+};
+
+}  // namespace dlpack

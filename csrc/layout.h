@@ -1,0 +1,47 @@
+// Where each number of a launch lies. Restates fused_sched/tables/layout.py; a test compares them.
+#pragma once
+
+#include <cstdint>
+
+#ifdef __CUDACC__
+#define FS_INLINE __host__ __device__ __forceinline__
+#else
+#define FS_INLINE inline
+#endif
+
+namespace fused_sched {
+
+enum Slot { PARAM, GRAD, STATE0, STATE1, STATE2, SLOTS };
+enum Fact { NUMEL, GROUP, KIND, PARAM_INDEX, INFO };
+enum ClockWord { CLOCK, TICKET, OVERRUN, CLOCK_WORDS = 4 };
+
+enum OpWord {
+  OPCODE, COLUMN, DERIVED, NEXT, INTERVAL, TICK, EPOCH, COUNT, COUNT_INCREMENT,
+  AUX_START, AUX_LENGTH, AUX_EPOCH, MODE, HAS_RESTART, ON_SKIP, OP_WORDS = 16
+};
+
+enum LaneWord {
+  BASE, RESTART, P0, P1, P2, P3, P4, P5, P6, P7, P8, P9, S0, S1, S2, LAST, LANE_WORDS
+};
+
+enum Opcode {
+  LOAD, STORE, SEQUENTIAL, HOLD, EXPONENTIAL, STEP, MULTI_STEP, LINEAR, POLYNOMIAL, COSINE,
+  WARM_RESTARTS, CYCLIC, ONE_CYCLE, TABLE_VALUE, TABLE_FACTOR, SWA, PLATEAU
+};
+
+enum CyclicMode { TRIANGULAR, TRIANGULAR2, EXP_RANGE };
+enum AnnealMode { ANNEAL_COS, ANNEAL_LINEAR };
+enum PlateauMode { MIN_REL, MIN_ABS, MAX_REL, MAX_ABS };
+
+enum SgdColumn {
+  SGD_LR, SGD_MOMENTUM, SGD_DAMPENING, SGD_WEIGHT_DECAY, SGD_NESTEROV, SGD_MAXIMIZE
+};
+enum AdamColumn {
+  ADAM_LR, ADAM_BETA1, ADAM_BETA2, ADAM_EPS, ADAM_WEIGHT_DECAY, ADAM_DECOUPLED_WEIGHT_DECAY,
+  ADAM_MAXIMIZE, ADAM_AMSGRAD, ADAM_LOG_BETA1, ADAM_LOG_BETA2
+};
+
+enum Rule { SGD, ADAM };
+enum DType { FLOAT32, BFLOAT16, FLOAT16, FLOAT64 };
+
+}  // namespace fused_sched

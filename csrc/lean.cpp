@@ -1,0 +1,447 @@
+// The lean step: what a step does when nothing changed since the last one, without Python.
+//
+// A LeanStep is made by a full step and holds what that step found. Its own step() looks whether
+// all of it still holds (groups, params, hooks, profiler, scaler), takes the gradients' addresses,
+// and launches. Where anything is other than it was, it does nothing and returns False, and the
+// full step runs. It counts its launches; the ledger settles the account when somebody reads.
+#include "lean.h"
+
+#include <cstring>
+#include <memory>
+#include <new>
+#include <utility>
+
+#include "cpu.h"
+#include "dlpack.h"
+#include "layout.h"
+
+namespace {
+
+using namespace fused_sched;
+
+constexpr int64_t kRelease = 1 << 16;  // elements from which on other Python threads may run
+
+// A strong reference.
+class Ref {
+ public:
+  Ref() = default;
+  explicit Ref(PyObject* stolen) : object_(stolen) {}
+  static Ref to(PyObject* borrowed) { return Ref(Py_NewRef(borrowed)); }
+  Ref(Ref&& other) noexcept : object_(std::exchange(other.object_, nullptr)) {}
+  Ref& operator=(Ref&& other) noexcept {
+    std::swap(object_, other.object_);
+    return *this;
+  }
+  ~Ref() { Py_XDECREF(object_); }
+  PyObject* get() const { return object_; }
+  explicit operator bool() const { return object_ != nullptr; }
+
+ private:
+  PyObject* object_ = nullptr;
+};
+
+// What all LeanSteps need of torch, given once.
+struct Torch {
+  dlpack::ExchangeApi* exchange;
+  PyObject* tensor_type;
+  PyObject* profiler;  // dict of torch.autograd.profiler
+  PyObject *pre_hooks, *post_hooks;  // of all optimizers
+} torch{};
+
+struct Names {
+  PyObject *grad, *is_neg, *dict, *param_groups, *params, *grad_scale, *found_inf, *pre_hooks,
+      *post_hooks, *profiling;
+} names{};
+
+bool intern_names() {
+  const auto intern = [](PyObject*& name, const char* text) {
+    if (name == nullptr) name = PyUnicode_InternFromString(text);
+    return name != nullptr;
+  };
+  return intern(names.grad, "grad") && intern(names.is_neg, "is_neg") &&
+         intern(names.dict, "__dict__") && intern(names.param_groups, "param_groups") &&
+         intern(names.params, "params") && intern(names.grad_scale, "grad_scale") &&
+         intern(names.found_inf, "found_inf") &&
+         intern(names.pre_hooks, "_optimizer_step_pre_hooks") &&
+         intern(names.post_hooks, "_optimizer_step_post_hooks") &&
+         intern(names.profiling, "_is_profiler_enabled");
+}
+
+// Whether a dict has no value under a key, or None.
+bool lacks(PyObject* dict, PyObject* key) {
+  PyObject* value = PyDict_GetItemWithError(dict, key);
+  return value == nullptr || value == Py_None;
+}
+
+bool is_empty_dict(PyObject* object) { return object != nullptr && PyDict_Size(object) == 0; }
+
+// One param, as the table knows it.
+struct Member {
+  PyObject* param;     // borrowed from LeanStep::params
+  PyObject* grad;      // the last gradient's object, to compare with; not owned
+  int64_t address;     // of the param
+  dlpack::DType dtype, grad_dtype;
+  int32_t ndim;
+  int64_t numel;
+  std::unique_ptr<int64_t[]> layout;  // shape, then strides
+};
+
+// Whether a tensor has the member's shape, and each element where the param has it.
+bool same_layout(const Member& member, const dlpack::Tensor& tensor) {
+  if (tensor.ndim != member.ndim) return false;
+  const int64_t* shape = member.layout.get();
+  const int64_t* strides = shape + member.ndim;
+  for (int32_t i = 0; i < member.ndim; ++i) {
+    if (tensor.shape[i] != shape[i]) return false;
+    if (shape[i] > 1 && tensor.strides[i] != strides[i]) return false;
+  }
+  return true;
+}
+
+bool read(PyObject* object, dlpack::Tensor* out) {
+  if (torch.exchange->tensor_from_object(object, out) == 0) return true;
+  PyErr_Clear();
+  return false;
+}
+
+struct Lean {
+  UpdateArgs args;
+  int64_t steps = 0;
+  int64_t limit = -1;  // launches until the full step must look; -1: none
+  bool running = false;
+  Ref groups, group_list, params, param_lists, keep;
+  int64_t members_count = 0, groups_count = 0, elements = 0;
+  std::unique_ptr<Member[]> members;
+  std::unique_ptr<int64_t[]> next_grads;
+
+  bool nobody_listens(PyObject* attributes) const {
+    return lacks(attributes, names.found_inf) && lacks(attributes, names.grad_scale) &&
+           is_empty_dict(PyDict_GetItemWithError(attributes, names.pre_hooks)) &&
+           is_empty_dict(PyDict_GetItemWithError(attributes, names.post_hooks)) &&
+           PyDict_Size(torch.pre_hooks) == 0 && PyDict_Size(torch.post_hooks) == 0 &&
+           PyDict_GetItemWithError(torch.profiler, names.profiling) == Py_False;
+  }
+
+  // The same groups, with the same params.
+  bool same_groups(PyObject* attributes) const {
+    if (PyDict_GetItemWithError(attributes, names.param_groups) != group_list.get()) return false;
+    if (PyList_Size(group_list.get()) != groups_count) return false;
+    int64_t m = 0;
+    for (int64_t g = 0; g < groups_count; ++g) {
+      PyObject* group = PyList_GetItem(group_list.get(), g);
+      if (group != PyTuple_GetItem(groups.get(), g)) return false;
+      PyObject* list = PyTuple_GetItem(param_lists.get(), g);
+      if (PyDict_GetItemWithError(group, names.params) != list) return false;
+      const Py_ssize_t count = PyList_Size(list);
+      if (m + count > members_count) return false;
+      for (Py_ssize_t i = 0; i < count; ++i, ++m)
+        if (PyList_GetItem(list, i) != members[m].param) return false;
+    }
+    return m == members_count;
+  }
+
+  // The gradients' addresses into next_grads; false where one is none that a kernel reads.
+  bool take_gradients() {
+    for (int64_t m = 0; m < members_count; ++m) {
+      Member& member = members[m];
+      dlpack::Tensor tensor;
+      if (!read(member.param, &tensor) || tensor.address() != member.address ||
+          !(tensor.dtype == member.dtype) || !same_layout(member, tensor))
+        return false;
+      const Ref grad(PyObject_GetAttr(member.param, names.grad));
+      if (!grad) {
+        PyErr_Clear();
+        return false;
+      }
+      if (grad.get() == Py_None) {
+        next_grads[m] = 0;
+      } else if (!take_gradient(member, grad.get(), &next_grads[m])) {
+        return false;
+      }
+    }
+    return true;
+  }
+
+  static bool take_gradient(Member& member, PyObject* grad, int64_t* address) {
+    dlpack::Tensor tensor;
+    if (reinterpret_cast<PyObject*>(Py_TYPE(grad)) != torch.tensor_type || !read(grad, &tensor) ||
+        tensor.device_type != dlpack::kCpu || !(tensor.dtype == member.grad_dtype) ||
+        !same_layout(member, tensor))
+      return false;
+    // A lazy negation has other bits than values. It is a view with gaps, unless of one element.
+    if (member.numel == 1 && is_negated(grad)) return false;
+    constexpr int64_t kNowhere = 16;  // of an empty tensor: 0 says that there is no gradient
+    *address = tensor.data == nullptr ? kNowhere : tensor.address();
+    return true;
+  }
+
+  static bool is_negated(PyObject* grad) {
+    const Ref answer(PyObject_CallMethodObjArgs(grad, names.is_neg, nullptr));
+    if (!answer) PyErr_Clear();
+    return answer.get() != Py_False;
+  }
+
+  bool step(PyObject* optimizer) {
+    if (steps == limit) return false;
+    const Ref attributes(PyObject_GetAttr(optimizer, names.dict));
+    if (!attributes) {
+      PyErr_Clear();
+      return false;
+    }
+    if (!nobody_listens(attributes.get()) || !same_groups(attributes.get()) || !take_gradients())
+      return false;
+    std::memcpy(args.addresses + GRAD * args.tensors, next_grads.get(),
+                members_count * sizeof(int64_t));
+    ++steps;
+    if (elements < kRelease) {
+      update(args);
+    } else {
+      running = true;
+      Py_BEGIN_ALLOW_THREADS
+      update(args);
+      Py_END_ALLOW_THREADS
+      running = false;
+    }
+    return true;
+  }
+};
+
+struct LeanObject {
+  PyObject_HEAD
+  Lean* lean;
+};
+
+Lean* lean_of(PyObject* self) { return reinterpret_cast<LeanObject*>(self)->lean; }
+
+bool note_member(Member& member, PyObject* param, const int64_t* grad_dtype) {
+  dlpack::Tensor tensor;
+  if (torch.exchange->tensor_from_object(param, &tensor) != 0) return false;
+  member.param = param;
+  member.address = tensor.address();
+  member.dtype = tensor.dtype;
+  member.grad_dtype = {static_cast<uint8_t>(grad_dtype[0]), static_cast<uint8_t>(grad_dtype[1]), 1};
+  member.ndim = tensor.ndim;
+  member.layout.reset(new int64_t[2 * tensor.ndim + 1]);
+  member.numel = 1;
+  for (int32_t i = 0; i < tensor.ndim; ++i) {
+    member.layout[i] = tensor.shape[i];
+    member.layout[tensor.ndim + i] = tensor.strides[i];
+    member.numel *= tensor.shape[i];
+  }
+  return true;
+}
+
+// LeanStep(fields, group_list, params, grad_dtypes, keep, limit):
+//   fields       UpdateArgs as int64
+//   group_list   optimizer.param_groups
+//   params       tuple of all params in the groups' order, which is the table's
+//   grad_dtypes  int64 pairs (DLPack code, bits), one per param
+//   keep         whatever owns the memory that fields point at
+//   limit        launches until the full step must look, -1 for none
+PyObject* new_lean(PyTypeObject* type, PyObject* arguments, PyObject*) {
+  const char *fields, *dtypes;
+  Py_ssize_t fields_size, dtypes_size;
+  PyObject *group_list, *params, *keep;
+  long long limit;
+  if (!PyArg_ParseTuple(arguments, "y#OOy#OL", &fields, &fields_size, &group_list, &params,
+                        &dtypes, &dtypes_size, &keep, &limit))
+    return nullptr;
+  const Py_ssize_t count = PyTuple_Size(params);
+  if (torch.exchange == nullptr || fields_size != sizeof(UpdateArgs) ||
+      dtypes_size != count * 2 * static_cast<Py_ssize_t>(sizeof(int64_t))) {
+    PyErr_SetString(PyExc_ValueError, "LeanStep: set_up() was not called, or a size is wrong");
+    return nullptr;
+  }
+  auto lean = std::make_unique<Lean>();
+  std::memcpy(&lean->args, fields, sizeof(UpdateArgs));
+  lean->limit = limit;
+  lean->group_list = Ref::to(group_list);
+  lean->groups = Ref(PyList_AsTuple(group_list));
+  lean->params = Ref::to(params);
+  lean->keep = Ref::to(keep);
+  lean->groups_count = PyList_Size(group_list);
+  lean->members_count = count;
+  lean->members.reset(new Member[count]{});
+  lean->next_grads.reset(new int64_t[count]);
+  lean->param_lists = Ref(PyTuple_New(lean->groups_count));
+  if (!lean->groups || !lean->param_lists) return nullptr;
+  for (int64_t g = 0; g < lean->groups_count; ++g) {
+    PyObject* group = PyList_GetItem(group_list, g);
+    PyObject* list = PyDict_GetItemWithError(group, names.params);
+    if (list == nullptr || !PyList_Check(list)) {
+      PyErr_SetString(PyExc_TypeError, "LeanStep: a group's params are no list");
+      return nullptr;
+    }
+    PyTuple_SetItem(lean->param_lists.get(), g, Py_NewRef(list));
+  }
+  for (Py_ssize_t m = 0; m < count; ++m) {
+    int64_t pair[2];
+    std::memcpy(pair, dtypes + m * sizeof pair, sizeof pair);
+    if (!note_member(lean->members[m], PyTuple_GetItem(params, m), pair)) return nullptr;
+    lean->elements += lean->members[m].numel;
+  }
+  const auto allocate = reinterpret_cast<allocfunc>(PyType_GetSlot(type, Py_tp_alloc));
+  PyObject* self = allocate(type, 0);
+  if (self != nullptr) reinterpret_cast<LeanObject*>(self)->lean = lean.release();
+  return self;
+}
+
+int traverse_lean(PyObject* self, visitproc visit, void* arg) {
+  Py_VISIT(Py_TYPE(self));
+  const Lean* lean = lean_of(self);
+  if (lean == nullptr) return 0;
+  for (const Ref* ref :
+       {&lean->groups, &lean->group_list, &lean->params, &lean->param_lists, &lean->keep})
+    Py_VISIT(ref->get());
+  return 0;
+}
+
+int clear_lean(PyObject* self) {
+  delete std::exchange(reinterpret_cast<LeanObject*>(self)->lean, nullptr);
+  return 0;
+}
+
+template <int (*clear)(PyObject*)>
+void deallocate(PyObject* self) {
+  PyTypeObject* type = Py_TYPE(self);
+  PyObject_GC_UnTrack(self);
+  clear(self);
+  reinterpret_cast<freefunc>(PyType_GetSlot(type, Py_tp_free))(self);
+  Py_DECREF(type);
+}
+
+PyObject* step_lean(PyObject* self, PyObject* optimizer) {
+  Lean* lean = lean_of(self);
+  if (lean->running) {
+    PyErr_SetString(PyExc_RuntimeError,
+                    "step() was called while another thread is in this optimizer's step(); an "
+                    "optimizer serves one thread at a time");
+    return nullptr;
+  }
+  return PyBool_FromLong(lean->step(optimizer));
+}
+
+PyObject* take_lean(PyObject* self, PyObject*) {
+  Lean* lean = lean_of(self);
+  if (lean->limit >= 0) lean->limit -= lean->steps;
+  return PyLong_FromLongLong(std::exchange(lean->steps, 0));
+}
+
+PyMethodDef lean_methods[] = {
+    {"step", step_lean, METH_O, "step(optimizer): True if the step was made."},
+    {"take", take_lean, METH_NOARGS, "Steps made since the last take()."},
+    {nullptr, nullptr, 0, nullptr}};
+
+PyType_Slot lean_slots[] = {{Py_tp_new, reinterpret_cast<void*>(new_lean)},
+                            {Py_tp_dealloc, reinterpret_cast<void*>(deallocate<clear_lean>)},
+                            {Py_tp_traverse, reinterpret_cast<void*>(traverse_lean)},
+                            {Py_tp_clear, reinterpret_cast<void*>(clear_lean)},
+                            {Py_tp_methods, lean_methods},
+                            {0, nullptr}};
+
+PyType_Spec lean_spec = {"fused_sched.engines._native.LeanStep", sizeof(LeanObject), 0,
+                         Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, lean_slots};
+
+// -- a schedule alone ----------------------------------------------------------------------------
+
+struct ScheduleObject {
+  PyObject_HEAD
+  AdvanceArgs args;
+  int64_t steps, limit;
+  PyObject* keep;
+};
+
+ScheduleObject* schedule_of(PyObject* self) { return reinterpret_cast<ScheduleObject*>(self); }
+
+// LeanSchedule(fields, keep, limit): AdvanceArgs as int64; the others as for LeanStep.
+PyObject* new_schedule(PyTypeObject* type, PyObject* arguments, PyObject*) {
+  const char* fields;
+  Py_ssize_t size;
+  PyObject* keep;
+  long long limit;
+  if (!PyArg_ParseTuple(arguments, "y#OL", &fields, &size, &keep, &limit)) return nullptr;
+  if (size != sizeof(AdvanceArgs)) {
+    PyErr_SetString(PyExc_ValueError, "LeanSchedule: the fields' size is wrong");
+    return nullptr;
+  }
+  const auto allocate = reinterpret_cast<allocfunc>(PyType_GetSlot(type, Py_tp_alloc));
+  PyObject* self = allocate(type, 0);
+  if (self == nullptr) return nullptr;
+  ScheduleObject* schedule = schedule_of(self);
+  std::memcpy(&schedule->args, fields, sizeof(AdvanceArgs));
+  schedule->steps = 0;
+  schedule->limit = limit;
+  schedule->keep = Py_NewRef(keep);
+  return self;
+}
+
+int traverse_schedule(PyObject* self, visitproc visit, void* arg) {
+  Py_VISIT(Py_TYPE(self));
+  Py_VISIT(schedule_of(self)->keep);
+  return 0;
+}
+
+int clear_schedule(PyObject* self) {
+  Py_XDECREF(std::exchange(schedule_of(self)->keep, nullptr));
+  return 0;
+}
+
+PyObject* step_schedule(PyObject* self, PyObject*) {
+  ScheduleObject* schedule = schedule_of(self);
+  if (schedule->steps == schedule->limit) Py_RETURN_FALSE;
+  ++schedule->steps;
+  advance(schedule->args);
+  Py_RETURN_TRUE;
+}
+
+PyObject* take_schedule(PyObject* self, PyObject*) {
+  ScheduleObject* schedule = schedule_of(self);
+  if (schedule->limit >= 0) schedule->limit -= schedule->steps;
+  return PyLong_FromLongLong(std::exchange(schedule->steps, 0));
+}
+
+PyMethodDef schedule_methods[] = {
+    {"step", step_schedule, METH_NOARGS, "True if the schedule was advanced."},
+    {"take", take_schedule, METH_NOARGS, "Advances made since the last take()."},
+    {nullptr, nullptr, 0, nullptr}};
+
+PyType_Slot schedule_slots[] = {
+    {Py_tp_new, reinterpret_cast<void*>(new_schedule)},
+    {Py_tp_dealloc, reinterpret_cast<void*>(deallocate<clear_schedule>)},
+    {Py_tp_traverse, reinterpret_cast<void*>(traverse_schedule)},
+    {Py_tp_clear, reinterpret_cast<void*>(clear_schedule)},
+    {Py_tp_methods, schedule_methods},
+    {0, nullptr}};
+
+PyType_Spec schedule_spec = {"fused_sched.engines._native.LeanSchedule", sizeof(ScheduleObject),
+                             0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, schedule_slots};
+
+int add_type(PyObject* module, PyType_Spec* spec, const char* name) {
+  const Ref type(PyType_FromSpec(spec));
+  return type ? PyModule_AddObjectRef(module, name, type.get()) : -1;
+}
+
+}  // namespace
+
+int add_lean_types(PyObject* module) {
+  if (!intern_names()) return -1;
+  if (add_type(module, &lean_spec, "LeanStep") != 0) return -1;
+  return add_type(module, &schedule_spec, "LeanSchedule");
+}
+
+PyObject* set_up_lean(PyObject*, PyObject* arguments) {
+  PyObject *capsule, *tensor_type, *profiler, *pre_hooks, *post_hooks;
+  if (!PyArg_ParseTuple(arguments, "OOOOO", &capsule, &tensor_type, &profiler, &pre_hooks,
+                        &post_hooks))
+    return nullptr;
+  auto* api = static_cast<dlpack::ExchangeApi*>(PyCapsule_GetPointer(capsule, dlpack::kCapsule));
+  if (api == nullptr) return nullptr;
+  while (api != nullptr && api->major != dlpack::kMajor) api = api->previous;
+  if (api == nullptr || api->tensor_from_object == nullptr) {
+    PyErr_SetString(PyExc_RuntimeError, "this torch offers another DLPack than version 1");
+    return nullptr;
+  }
+  torch = {api, Py_NewRef(tensor_type), Py_NewRef(profiler), Py_NewRef(pre_hooks),
+           Py_NewRef(post_hooks)};
+  Py_RETURN_NONE;
+}

@@ -1,0 +1,248 @@
+// The schedule program: torch's recurrences in float64, one lane per group.
+//
+// The C++ statement of fused_sched/kernels/schedule.py and opcodes.py, with the same symbols.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "layout.h"
+
+namespace fused_sched {
+
+// A program's data and where it moves values from and to. On a device one thread serves a lane.
+struct Program {
+  int64_t* ops;     // [rows, OP_WORDS]
+  double* lanes;    // [rows, LANE_WORDS, groups]
+  const double* aux;
+  int64_t rows;
+  int64_t groups;
+};
+
+struct Halves {
+  const double* current;  // [columns, groups]
+  double* first;
+  double* second;
+};
+
+namespace opcode {
+
+constexpr double kPi = 3.141592653589793;
+
+// One row at one lane.
+struct Cell {
+  const int64_t* op;
+  double* row;
+  int64_t lane, groups;
+  const double* aux;
+  FS_INLINE double& operator[](int word) const { return row[word * groups + lane]; }
+};
+
+FS_INLINE double multiple_rest(double e, double size) { return e - size * floor(e / size); }
+
+FS_INLINE double step(double v, double e, const Cell& c) {
+  return e == 0.0 || multiple_rest(e, c[P1]) != 0.0 ? v : v * c[P0];
+}
+
+FS_INLINE double multi_step(double v, double e, const Cell& c) {
+  const int64_t count = c.op[AUX_LENGTH];
+  const double* keys = c.aux + c.op[AUX_START];
+  int64_t low = 0, high = count;
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    if (keys[middle] < e) low = middle + 1; else high = middle;
+  }
+  return low < count && keys[low] == e ? v * keys[count + low] : v;
+}
+
+FS_INLINE double linear(double v, double e, const Cell& c) {
+  const double start = c[P0], rise = c[P1] - start, total = c[P2];
+  if (e == 0.0) return v * start;
+  if (e > total) return v;
+  return v * (1.0 + rise / (total * start + (e - 1.0) * rise));
+}
+
+FS_INLINE double polynomial(double v, double e, const Cell& c) {
+  const double total = c[P0];
+  if (e > total) return v;
+  const double ratio = (1.0 - e / total) / (1.0 - (e - 1.0) / total);
+  return v * pow(ratio, c[P1]);
+}
+
+FS_INLINE double cosine_annealing(double v, double e, const Cell& c) {
+  const double low = c[P0], T = c[P1];
+  if (multiple_rest(e - 1.0 - T, 2.0 * T) == 0.0)
+    return v + (c[BASE] - low) * (1.0 - cos(kPi / T)) / 2.0;
+  return (1.0 + cos(kPi * e / T)) / (1.0 + cos(kPi * (e - 1.0) / T)) * (v - low) + low;
+}
+
+FS_INLINE double warm_restarts(bool restart, const Cell& c) {
+  double now = c[S0], length = c[S1];
+  if (!restart && (now += 1.0) >= length) {
+    now -= length * floor(now / length);
+    length *= c[P1];
+  }
+  c[S0] = now;
+  c[S1] = length;
+  return c[P0] + (c[BASE] - c[P0]) * (1.0 + cos(kPi * now / length)) / 2.0;
+}
+
+FS_INLINE double cyclic(double e, const Cell& c) {
+  const double turns = e / c[P1], ratio = c[P2];
+  const double cycle = floor(1.0 + turns);
+  const double x = 1.0 + turns - cycle;
+  const double s = x <= ratio ? x / ratio : (x - 1.0) / (ratio - 1.0);
+  double scale = 1.0;
+  if (c.op[MODE] == TRIANGULAR2) scale = 1.0 / exp2(cycle - 1.0);
+  if (c.op[MODE] == EXP_RANGE) scale = pow(c[P3], e);
+  return c[BASE] + (c[P0] - c[BASE]) * s * scale;
+}
+
+FS_INLINE double anneal(double start, double end, double fraction, int64_t mode) {
+  if (mode == ANNEAL_COS) return end + (start - end) / 2.0 * (cos(kPi * fraction) + 1.0);
+  return (end - start) * fraction + start;
+}
+
+// Past total_steps, and past a table's end, v is held and the overrun flag set.
+FS_INLINE double one_cycle(double v, double e, const Cell& c, int64_t* clock) {
+  if (e > c[P9]) {
+    clock[OVERRUN] = 1;
+    return v;
+  }
+  const int last = static_cast<int>(c.op[AUX_LENGTH]) - 1;
+  int phase = 0;
+  double from = 0.0;
+  while (phase < last && e > c[P6 + phase]) from = c[P6 + phase++];
+  const double fraction = (e - from) / (c[P6 + phase] - from);
+  return anneal(c[P0 + 2 * phase], c[P1 + 2 * phase], fraction, c.op[MODE]);
+}
+
+FS_INLINE double table(double v, int64_t epoch, const Cell& c, int64_t* clock) {
+  const int64_t index = epoch - c.op[AUX_EPOCH];
+  if (index >= c.op[AUX_LENGTH]) clock[OVERRUN] = 1;
+  if (index < 0 || index >= c.op[AUX_LENGTH]) return v;
+  const double entry = c.aux[c.op[AUX_START] + index * c.groups + c.lane];
+  return c.op[OPCODE] == TABLE_FACTOR ? v * entry : entry;
+}
+
+FS_INLINE double swa_alpha(double number, double epochs, int64_t mode) {
+  double t = number / (epochs > 1.0 ? epochs : 1.0);
+  t = t < 0.0 ? 0.0 : (t > 1.0 ? 1.0 : t);
+  return mode == ANNEAL_COS ? (1.0 - cos(kPi * t)) / 2.0 : t;
+}
+
+FS_INLINE double swa(double v, int64_t count, const Cell& c) {
+  const double goal = c[P0], epochs = c[P1];
+  double number = static_cast<double>(count) - 1.0;
+  if (epochs == 0.0 && number < 1.0) number = 1.0;
+  const double before = swa_alpha(number - 1.0, epochs, c.op[MODE]);
+  const double undone = before == 1.0 ? goal : (v - before * goal) / (1.0 - before);
+  const double alpha = swa_alpha(number, epochs, c.op[MODE]);
+  return goal * alpha + undone * (1.0 - alpha);
+}
+
+FS_INLINE bool better(double metric, double best, double threshold, int64_t mode) {
+  if (mode == MIN_REL) return metric < best * (1.0 - threshold);
+  if (mode == MIN_ABS) return metric < best - threshold;
+  if (mode == MAX_REL) return metric > best * (threshold + 1.0);
+  return metric > best + threshold;
+}
+
+FS_INLINE double plateau(double v, double metric, const Cell& c) {
+  double bad = 0.0, cooldown = c[S2];
+  if (better(metric, c[S0], c[P3], c.op[MODE])) c[S0] = metric; else bad = c[S1] + 1.0;
+  if (cooldown > 0.0) cooldown -= 1.0, bad = 0.0;
+  const bool reduce = bad > c[P4];
+  c[S1] = reduce ? 0.0 : bad;
+  c[S2] = reduce ? c[P5] : cooldown;
+  const double floor_value = c[P1];
+  const double lower = v * c[P0] < floor_value ? floor_value : v * c[P0];
+  return reduce && v - lower > c[P2] ? lower : v;
+}
+
+FS_INLINE double evaluate(double v, int64_t epoch, int64_t count, bool restart, double metric,
+                          const Cell& c, int64_t* clock) {
+  const double e = static_cast<double>(epoch);
+  if (restart && c.op[HAS_RESTART]) return c[RESTART];
+  switch (c.op[OPCODE]) {
+    case EXPONENTIAL: return v * c[P0];
+    case STEP: return step(v, e, c);
+    case MULTI_STEP: return multi_step(v, e, c);
+    case LINEAR: return linear(v, e, c);
+    case POLYNOMIAL: return polynomial(v, e, c);
+    case COSINE: return cosine_annealing(v, e, c);
+    case WARM_RESTARTS: return warm_restarts(restart, c);
+    case CYCLIC: return cyclic(e, c);
+    case ONE_CYCLE: return one_cycle(v, e, c, clock);
+    case TABLE_VALUE:
+    case TABLE_FACTOR: return table(v, epoch, c, clock);
+    case SWA: return swa(v, count, c);
+    case PLATEAU: return plateau(v, metric, c);
+    default: return v;
+  }
+}
+
+// SequentialLR: the child whose turn it is, by bisect_right over the milestones in their order.
+FS_INLINE int64_t child(const int64_t* op, const double* aux, int64_t epoch, bool* restart) {
+  const double* milestones = aux + op[AUX_START];
+  const double e = static_cast<double>(epoch);
+  int64_t low = 0, high = op[AUX_LENGTH];
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    if (e < milestones[middle]) high = middle; else low = middle + 1;
+  }
+  *restart = low > 0 && milestones[low - 1] == e;
+  return low;
+}
+
+}  // namespace opcode
+
+// The rows of one lane. `last` lane: it also moves the rows' scalars, once all others have read
+// them (the caller's order on a CPU, a barrier on a GPU).
+FS_INLINE void run_lane(const Program& p, const Halves& halves, int64_t* clock, double metric,
+                        bool skipped, int64_t lane, bool last) {
+  double value = 0.0;
+  bool restart = false;
+  for (int64_t r = 0; r < p.rows;) {
+    int64_t* op = p.ops + r * OP_WORDS;
+    const opcode::Cell cell{op, p.lanes + r * LANE_WORDS * p.groups, lane, p.groups, p.aux};
+    int64_t following = op[NEXT];
+    if (op[OPCODE] == LOAD) {
+      value = halves.current[op[COLUMN] * p.groups + lane];
+    } else if (op[OPCODE] == STORE) {
+      const int64_t at = op[COLUMN] * p.groups + lane;
+      halves.first[at] = halves.second[at] = value;
+      if (op[DERIVED] >= 0) {
+        const int64_t derived = op[DERIVED] * p.groups + lane;
+        halves.first[derived] = halves.second[derived] = log(value);
+      }
+    } else {
+      const bool counts = !skipped || op[ON_SKIP];
+      const int64_t tick = op[TICK] + 1;
+      const bool due = counts && tick >= op[INTERVAL];
+      if (counts && last) op[TICK] = due ? 0 : tick;
+      if (due) {
+        const int64_t epoch = restart ? 0 : op[EPOCH] + 1;
+        const int64_t count = restart ? op[COUNT] : op[COUNT] + op[COUNT_INCREMENT];
+        if (last) op[EPOCH] = epoch, op[COUNT] = count;
+        if (op[OPCODE] == SEQUENTIAL) {
+          following = r + 1 + opcode::child(op, p.aux, epoch, &restart);
+        } else {
+          value = opcode::evaluate(value, epoch, count, restart, metric, cell, clock);
+          cell[LAST] = value;
+          restart = false;
+        }
+      }
+    }
+    r = following;
+  }
+}
+
+// Every lane, on one thread.
+inline void run_program(const Program& p, const Halves& halves, int64_t* clock, double metric,
+                        bool skipped) {
+  for (int64_t lane = 0; lane < p.groups; ++lane)
+    run_lane(p, halves, clock, metric, skipped, lane, lane + 1 == p.groups);
+}
+
+}  // namespace fused_sched
