@@ -1,11 +1,30 @@
-"""Build and metadata. A pure package: building it needs neither torch nor a compiler."""
+"""Build and metadata. Building needs no torch; without a compiler the package is a pure one."""
 
 import re
+import runpy
+import sys
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
+BUILD = runpy.run_path(str(ROOT / "fused_sched" / "engines" / "native_build.py"))
+
+
+class BuildNative(build_ext):
+    """csrc/ by fused_sched/engines/native_build.py, which also builds it at a first use."""
+
+    def build_extension(self, ext: Extension) -> None:
+        target = Path(self.get_ext_fullpath(ext.name))
+        try:
+            BUILD["compile_library"](ROOT / "csrc", target)
+        except BUILD["BuildError"] as error:
+            print(f"fused_sched: no compiled engine: {error}", file=sys.stderr)
+
+    def get_outputs(self) -> list[str]:
+        """What was built: installing must not miss a library that could not be."""
+        return [path for path in super().get_outputs() if Path(path).exists()]
 
 
 def version() -> str:
@@ -26,8 +45,13 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=find_packages(include=["fused_sched", "fused_sched.*"]),
-    package_data={"fused_sched": ["py.typed"]},
+    # csrc/ travels inside the package: a first use may have to compile it.
+    packages=[*find_packages(include=["fused_sched", "fused_sched.*"]), "fused_sched.csrc"],
+    package_dir={"fused_sched.csrc": "csrc"},
+    package_data={"fused_sched": ["py.typed"], "fused_sched.csrc": ["*.h", "*.cpp", "*.cu"]},
+    ext_modules=[Extension("fused_sched.engines._native", sources=[], py_limited_api=True)],
+    cmdclass={"build_ext": BuildNative},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
     install_requires=["torch>=2.11"],
     # The Makefile installs the same tools into .venv: keep the bounds in step.
     extras_require={

@@ -5,7 +5,9 @@
 // library is used here.
 #define fused_sched FS_ISA
 #include <atomic>
+#include <cstring>
 #include <new>
+#include <type_traits>
 
 #include "cpu.h"
 #include "rules.h"
@@ -20,31 +22,53 @@ constexpr int64_t kChunk = 65536;   // elements that a thread takes at a time
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-template <class C>
-void update_block(const SgdRule<C> rule, int n, C* __restrict__ p, const C* __restrict__ g,
-                  C* const* states) {
-  C* __restrict__ b = states[0];
-  if (b != nullptr) {
-    for (int i = 0; i < n; ++i) rule.apply(p[i], g[i], b[i]);
-  } else {
-    for (int i = 0; i < n; ++i) {
-      C none = 0;
-      rule.apply(p[i], g[i], none);
-    }
-  }
+// A vector of elements of storage type T through the rule.
+template <class T, class C>
+inline void update_vector(const SgdRule<C>& rule, T* p, const T* g, T* const* states) {
+  Vector<C> param = load(p), b = states[0] == nullptr ? param - param : load(states[0]);
+  rule.apply(param, load(g), b);
+  store(param, p);
+  if (states[0] != nullptr) store(b, states[0]);
 }
 
-template <class C>
-void update_block(const AdamRule<C> rule, int n, C* __restrict__ p, const C* __restrict__ g,
-                  C* const* states) {
-  C* __restrict__ m = states[0];
-  C* __restrict__ v = states[1];
-  C* __restrict__ largest = states[2];
-  if (largest != nullptr) {
-    for (int i = 0; i < n; ++i) rule.apply(p[i], g[i], m[i], v[i], largest[i]);
+template <class T, class C>
+inline void update_vector(const AdamRule<C>& rule, T* p, const T* g, T* const* states) {
+  Vector<C> param = load(p), m = load(states[0]), v = load(states[1]);
+  if (states[2] == nullptr) {
+    rule.apply(param, load(g), m, v);
   } else {
-    for (int i = 0; i < n; ++i) rule.apply(p[i], g[i], m[i], v[i]);
+    Vector<C> largest = load(states[2]);
+    rule.apply(param, load(g), m, v, largest);
+    store(largest, states[2]);
   }
+  store(param, p);
+  store(m, states[0]);
+  store(v, states[1]);
+}
+
+// n elements; the last, incomplete vector in a copy, so that it is rounded like the others.
+template <class T, class R>
+void update_elements(const R rule, int64_t n, T* p, T* g, T* const (&states)[R::kStates]) {
+  constexpr int size = VectorOf<Compute<T>>::size, arrays = 2 + R::kStates;
+  T* at[arrays] = {p, g};
+  for (int s = 0; s < R::kStates; ++s) at[2 + s] = states[s];
+  int64_t i = 0;
+  for (; i + size <= n; i += size) {
+    update_vector(rule, at[0], at[1], at + 2);
+    for (T*& array : at)
+      if (array != nullptr) array += size;
+  }
+  if (i == n) return;
+  T room[arrays][size] = {};
+  T* tail[arrays] = {};
+  for (int a = 0; a < arrays; ++a) {
+    if (at[a] == nullptr) continue;
+    tail[a] = room[a];
+    std::memcpy(tail[a], at[a], (n - i) * sizeof(T));
+  }
+  update_vector(rule, tail[0], tail[1], tail + 2);
+  for (int a = 0; a < arrays; ++a)
+    if (a != 1 && at[a] != nullptr) std::memcpy(at[a], tail[a], (n - i) * sizeof(T));
 }
 
 // A rule with its coefficients, computed anew only for another group or step.
@@ -146,6 +170,31 @@ class Launch {
     const int64_t step = clock_ - args_.offsets[fact(PARAM_INDEX, t)] + 1;
     const Rule<C>& rule =
         rules.of(C()).at({args_.record + half + fact(GROUP, t), args_.groups}, step);
+    if (kind[0] == kind[1] && kind[0] == kind[2] && args_.scale == nullptr) {
+      with_type(kind[0], [&](auto type) { update_in_place<decltype(type)>(rule, t, begin, end); });
+    } else {
+      update_in_blocks(rule, t, kind, begin, end);
+    }
+  }
+
+  // One storage type for all: from memory into registers and back.
+  template <class T, class R>
+  void update_in_place(const R& rule, int64_t t, int64_t begin, int64_t end) const {
+    if constexpr (std::is_same_v<R, Rule<Compute<T>>>) {
+      const auto at = [&](int slot) {
+        const int64_t where = address(slot, t);
+        return where == 0 ? nullptr : reinterpret_cast<T*>(where) + begin;
+      };
+      T* states[R::kStates];
+      for (int s = 0; s < R::kStates; ++s) states[s] = at(STATE0 + s);
+      update_elements<T>(rule, end - begin, at(PARAM), at(GRAD), states);
+    }
+  }
+
+  // Storage types of their own, or gradients to unscale: through buffers of the compute type.
+  template <class C>
+  void update_in_blocks(const Rule<C>& rule, int64_t t, const int64_t* kind, int64_t begin,
+                        int64_t end) const {
     alignas(64) C buffers[2 + Rule<C>::kStates][kBlock];
     for (int64_t at = begin; at < end; at += kBlock) {
       const int n = static_cast<int>(smaller(kBlock, end - at));
@@ -159,7 +208,7 @@ class Launch {
         if (where != 0) states[s] = Block<C>(kind[2], where, at, n, buffers[2 + s]);
         data[s] = states[s].data;
       }
-      update_block<C>(rule, n, p.data, g.data, data);
+      update_elements<C>(rule, n, p.data, g.data, data);
       p.keep();
       for (const Block<C>& state : states) state.keep();
     }

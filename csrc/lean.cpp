@@ -1,9 +1,9 @@
 // The lean step: what a step does when nothing changed since the last one, without Python.
 //
-// A LeanStep is made by a full step and holds what that step found. Its own step() looks whether
+// A LeanStep is made by a whole step and holds what that step found. Its own step() looks whether
 // all of it still holds (groups, params, hooks, profiler, scaler), takes the gradients' addresses,
 // and launches. Where anything is other than it was, it does nothing and returns False, and the
-// full step runs. It counts its launches; the ledger settles the account when somebody reads.
+// whole step runs. It counts its launches; the ledger settles the account when somebody reads.
 #include "lean.h"
 
 #include <cstring>
@@ -46,11 +46,11 @@ struct Torch {
   PyObject* tensor_type;
   PyObject* profiler;  // dict of torch.autograd.profiler
   PyObject *pre_hooks, *post_hooks;  // of all optimizers
+  PyGetSetDef grad;  // the attribute's getter: without the lookup it takes half the time
 } torch{};
 
 struct Names {
-  PyObject *grad, *is_neg, *dict, *param_groups, *params, *grad_scale, *found_inf, *pre_hooks,
-      *post_hooks, *profiling;
+  PyObject *is_neg, *dict, *param_groups, *params, *grad_scale, *found_inf, *profiling;
 } names{};
 
 bool intern_names() {
@@ -58,12 +58,9 @@ bool intern_names() {
     if (name == nullptr) name = PyUnicode_InternFromString(text);
     return name != nullptr;
   };
-  return intern(names.grad, "grad") && intern(names.is_neg, "is_neg") &&
-         intern(names.dict, "__dict__") && intern(names.param_groups, "param_groups") &&
-         intern(names.params, "params") && intern(names.grad_scale, "grad_scale") &&
-         intern(names.found_inf, "found_inf") &&
-         intern(names.pre_hooks, "_optimizer_step_pre_hooks") &&
-         intern(names.post_hooks, "_optimizer_step_post_hooks") &&
+  return intern(names.is_neg, "is_neg") && intern(names.dict, "__dict__") &&
+         intern(names.param_groups, "param_groups") && intern(names.params, "params") &&
+         intern(names.grad_scale, "grad_scale") && intern(names.found_inf, "found_inf") &&
          intern(names.profiling, "_is_profiler_enabled");
 }
 
@@ -73,13 +70,12 @@ bool lacks(PyObject* dict, PyObject* key) {
   return value == nullptr || value == Py_None;
 }
 
-bool is_empty_dict(PyObject* object) { return object != nullptr && PyDict_Size(object) == 0; }
-
 // One param, as the table knows it.
 struct Member {
-  PyObject* param;     // borrowed from LeanStep::params
-  PyObject* grad;      // the last gradient's object, to compare with; not owned
-  int64_t address;     // of the param
+  PyObject* param;  // borrowed from Lean::params
+  int64_t column;   // of the table; -1: it is not there
+  bool reached;     // by a step; else a gradient needs the whole one
+  int64_t address;
   dlpack::DType dtype, grad_dtype;
   int32_t ndim;
   int64_t numel;
@@ -98,6 +94,11 @@ bool same_layout(const Member& member, const dlpack::Tensor& tensor) {
   return true;
 }
 
+bool parse_limit(PyObject* object, int64_t* limit) {
+  *limit = object == Py_None ? -1 : PyLong_AsLongLong(object);
+  return *limit != -1 || PyErr_Occurred() == nullptr;
+}
+
 bool read(PyObject* object, dlpack::Tensor* out) {
   if (torch.exchange->tensor_from_object(object, out) == 0) return true;
   PyErr_Clear();
@@ -107,17 +108,17 @@ bool read(PyObject* object, dlpack::Tensor* out) {
 struct Lean {
   UpdateArgs args;
   int64_t steps = 0;
-  int64_t limit = -1;  // launches until the full step must look; -1: none
+  int64_t limit = -1;  // launches until the whole step must look; -1: none
   bool running = false;
-  Ref groups, group_list, params, param_lists, keep;
+  Ref group_list, groups, param_lists, params, pre_hooks, post_hooks, forced, keep;
+  PyObject* engine = nullptr;  // what was forced then, to compare with
   int64_t members_count = 0, groups_count = 0, elements = 0;
   std::unique_ptr<Member[]> members;
   std::unique_ptr<int64_t[]> next_grads;
 
   bool nobody_listens(PyObject* attributes) const {
     return lacks(attributes, names.found_inf) && lacks(attributes, names.grad_scale) &&
-           is_empty_dict(PyDict_GetItemWithError(attributes, names.pre_hooks)) &&
-           is_empty_dict(PyDict_GetItemWithError(attributes, names.post_hooks)) &&
+           PyDict_Size(pre_hooks.get()) == 0 && PyDict_Size(post_hooks.get()) == 0 &&
            PyDict_Size(torch.pre_hooks) == 0 && PyDict_Size(torch.post_hooks) == 0 &&
            PyDict_GetItemWithError(torch.profiler, names.profiling) == Py_False;
   }
@@ -143,26 +144,26 @@ struct Lean {
   // The gradients' addresses into next_grads; false where one is none that a kernel reads.
   bool take_gradients() {
     for (int64_t m = 0; m < members_count; ++m) {
-      Member& member = members[m];
-      dlpack::Tensor tensor;
-      if (!read(member.param, &tensor) || tensor.address() != member.address ||
-          !(tensor.dtype == member.dtype) || !same_layout(member, tensor))
-        return false;
-      const Ref grad(PyObject_GetAttr(member.param, names.grad));
+      const Member& member = members[m];
+      const Ref grad(torch.grad.get(member.param, torch.grad.closure));
       if (!grad) {
         PyErr_Clear();
         return false;
       }
-      if (grad.get() == Py_None) {
-        next_grads[m] = 0;
-      } else if (!take_gradient(member, grad.get(), &next_grads[m])) {
+      if (!member.reached && grad.get() != Py_None) return false;
+      if (member.column < 0) continue;
+      dlpack::Tensor tensor;
+      if (!read(member.param, &tensor) || tensor.address() != member.address ||
+          !(tensor.dtype == member.dtype) || !same_layout(member, tensor))
         return false;
-      }
+      int64_t* address = &next_grads[member.column];
+      *address = 0;
+      if (grad.get() != Py_None && !take_gradient(member, grad.get(), address)) return false;
     }
     return true;
   }
 
-  static bool take_gradient(Member& member, PyObject* grad, int64_t* address) {
+  static bool take_gradient(const Member& member, PyObject* grad, int64_t* address) {
     dlpack::Tensor tensor;
     if (reinterpret_cast<PyObject*>(Py_TYPE(grad)) != torch.tensor_type || !read(grad, &tensor) ||
         tensor.device_type != dlpack::kCpu || !(tensor.dtype == member.grad_dtype) ||
@@ -182,7 +183,7 @@ struct Lean {
   }
 
   bool step(PyObject* optimizer) {
-    if (steps == limit) return false;
+    if (steps == limit || PyDict_GetItem(forced.get(), Py_None) != engine) return false;
     const Ref attributes(PyObject_GetAttr(optimizer, names.dict));
     if (!attributes) {
       PyErr_Clear();
@@ -191,7 +192,7 @@ struct Lean {
     if (!nobody_listens(attributes.get()) || !same_groups(attributes.get()) || !take_gradients())
       return false;
     std::memcpy(args.addresses + GRAD * args.tensors, next_grads.get(),
-                members_count * sizeof(int64_t));
+                args.tensors * sizeof(int64_t));
     ++steps;
     if (elements < kRelease) {
       update(args);
@@ -213,13 +214,33 @@ struct LeanObject {
 
 Lean* lean_of(PyObject* self) { return reinterpret_cast<LeanObject*>(self)->lean; }
 
-bool note_member(Member& member, PyObject* param, const int64_t* grad_dtype) {
+bool note_groups(Lean& lean, PyObject* group_list) {
+  lean.group_list = Ref::to(group_list);
+  lean.groups = Ref(PyList_AsTuple(group_list));
+  lean.groups_count = PyList_Size(group_list);
+  lean.param_lists = Ref(PyTuple_New(lean.groups_count));
+  if (!lean.groups || !lean.param_lists) return false;
+  for (int64_t g = 0; g < lean.groups_count; ++g) {
+    PyObject* list = PyDict_GetItemWithError(PyList_GetItem(group_list, g), names.params);
+    if (list == nullptr || !PyList_Check(list)) {
+      PyErr_SetString(PyExc_TypeError, "LeanStep: a group's params are no list");
+      return false;
+    }
+    PyTuple_SetItem(lean.param_lists.get(), g, Py_NewRef(list));
+  }
+  return true;
+}
+
+// `facts`: the table's column, whether it was reached, the gradient's DLPack code and bits.
+bool note_member(Member& member, PyObject* param, const int64_t* facts) {
   dlpack::Tensor tensor;
   if (torch.exchange->tensor_from_object(param, &tensor) != 0) return false;
   member.param = param;
+  member.column = facts[0];
+  member.reached = facts[1] != 0;
   member.address = tensor.address();
   member.dtype = tensor.dtype;
-  member.grad_dtype = {static_cast<uint8_t>(grad_dtype[0]), static_cast<uint8_t>(grad_dtype[1]), 1};
+  member.grad_dtype = {static_cast<uint8_t>(facts[2]), static_cast<uint8_t>(facts[3]), 1};
   member.ndim = tensor.ndim;
   member.layout.reset(new int64_t[2 * tensor.ndim + 1]);
   member.numel = 1;
@@ -231,53 +252,46 @@ bool note_member(Member& member, PyObject* param, const int64_t* grad_dtype) {
   return true;
 }
 
-// LeanStep(fields, group_list, params, grad_dtypes, keep, limit):
-//   fields       UpdateArgs as int64
-//   group_list   optimizer.param_groups
-//   params       tuple of all params in the groups' order, which is the table's
-//   grad_dtypes  int64 pairs (DLPack code, bits), one per param
-//   keep         whatever owns the memory that fields point at
-//   limit        launches until the full step must look, -1 for none
+// LeanStep(fields, group_list, params, facts, pre_hooks, post_hooks, forced, keep, limit):
+//   fields      UpdateArgs as int64
+//   group_list  optimizer.param_groups
+//   params      tuple of all params, in the groups' order
+//   facts       int64 [params, 4], see note_member
+//   hooks       the optimizer's dicts
+//   forced      dict whose entry None is the engine asked for
+//   keep        whatever owns the memory that fields point at
+//   limit       launches until the whole step must look, None for no limit
 PyObject* new_lean(PyTypeObject* type, PyObject* arguments, PyObject*) {
-  const char *fields, *dtypes;
-  Py_ssize_t fields_size, dtypes_size;
-  PyObject *group_list, *params, *keep;
-  long long limit;
-  if (!PyArg_ParseTuple(arguments, "y#OOy#OL", &fields, &fields_size, &group_list, &params,
-                        &dtypes, &dtypes_size, &keep, &limit))
+  const char *fields, *facts;
+  Py_ssize_t fields_size, facts_size;
+  PyObject *group_list, *params, *pre_hooks, *post_hooks, *forced, *keep, *limit;
+  if (!PyArg_ParseTuple(arguments, "y#O!O!y#OOO!OO", &fields, &fields_size, &PyList_Type,
+                        &group_list, &PyTuple_Type, &params, &facts, &facts_size, &pre_hooks,
+                        &post_hooks, &PyDict_Type, &forced, &keep, &limit))
     return nullptr;
+  constexpr Py_ssize_t kFacts = 4 * sizeof(int64_t);
   const Py_ssize_t count = PyTuple_Size(params);
-  if (torch.exchange == nullptr || fields_size != sizeof(UpdateArgs) ||
-      dtypes_size != count * 2 * static_cast<Py_ssize_t>(sizeof(int64_t))) {
-    PyErr_SetString(PyExc_ValueError, "LeanStep: set_up() was not called, or a size is wrong");
+  if (fields_size != sizeof(UpdateArgs) || facts_size != count * kFacts) {
+    PyErr_SetString(PyExc_ValueError, "LeanStep: the fields or facts have another size");
     return nullptr;
   }
   auto lean = std::make_unique<Lean>();
   std::memcpy(&lean->args, fields, sizeof(UpdateArgs));
-  lean->limit = limit;
-  lean->group_list = Ref::to(group_list);
-  lean->groups = Ref(PyList_AsTuple(group_list));
+  if (!parse_limit(limit, &lean->limit)) return nullptr;
   lean->params = Ref::to(params);
+  lean->pre_hooks = Ref::to(pre_hooks);
+  lean->post_hooks = Ref::to(post_hooks);
+  lean->forced = Ref::to(forced);
+  lean->engine = PyDict_GetItem(forced, Py_None);
   lean->keep = Ref::to(keep);
-  lean->groups_count = PyList_Size(group_list);
+  if (!note_groups(*lean, group_list)) return nullptr;
   lean->members_count = count;
   lean->members.reset(new Member[count]{});
-  lean->next_grads.reset(new int64_t[count]);
-  lean->param_lists = Ref(PyTuple_New(lean->groups_count));
-  if (!lean->groups || !lean->param_lists) return nullptr;
-  for (int64_t g = 0; g < lean->groups_count; ++g) {
-    PyObject* group = PyList_GetItem(group_list, g);
-    PyObject* list = PyDict_GetItemWithError(group, names.params);
-    if (list == nullptr || !PyList_Check(list)) {
-      PyErr_SetString(PyExc_TypeError, "LeanStep: a group's params are no list");
-      return nullptr;
-    }
-    PyTuple_SetItem(lean->param_lists.get(), g, Py_NewRef(list));
-  }
+  lean->next_grads.reset(new int64_t[lean->args.tensors]);
   for (Py_ssize_t m = 0; m < count; ++m) {
-    int64_t pair[2];
-    std::memcpy(pair, dtypes + m * sizeof pair, sizeof pair);
-    if (!note_member(lean->members[m], PyTuple_GetItem(params, m), pair)) return nullptr;
+    int64_t row[4];
+    std::memcpy(row, facts + m * kFacts, kFacts);
+    if (!note_member(lean->members[m], PyTuple_GetItem(params, m), row)) return nullptr;
     lean->elements += lean->members[m].numel;
   }
   const auto allocate = reinterpret_cast<allocfunc>(PyType_GetSlot(type, Py_tp_alloc));
@@ -291,7 +305,8 @@ int traverse_lean(PyObject* self, visitproc visit, void* arg) {
   const Lean* lean = lean_of(self);
   if (lean == nullptr) return 0;
   for (const Ref* ref :
-       {&lean->groups, &lean->group_list, &lean->params, &lean->param_lists, &lean->keep})
+       {&lean->group_list, &lean->groups, &lean->param_lists, &lean->params, &lean->pre_hooks,
+        &lean->post_hooks, &lean->forced, &lean->keep})
     Py_VISIT(ref->get());
   return 0;
 }
@@ -327,9 +342,15 @@ PyObject* take_lean(PyObject* self, PyObject*) {
   return PyLong_FromLongLong(std::exchange(lean->steps, 0));
 }
 
+PyObject* renew_lean(PyObject* self, PyObject* limit) {
+  if (!parse_limit(limit, &lean_of(self)->limit)) return nullptr;
+  Py_RETURN_NONE;
+}
+
 PyMethodDef lean_methods[] = {
     {"step", step_lean, METH_O, "step(optimizer): True if the step was made."},
     {"take", take_lean, METH_NOARGS, "Steps made since the last take()."},
+    {"renew", renew_lean, METH_O, "Another limit."},
     {nullptr, nullptr, 0, nullptr}};
 
 PyType_Slot lean_slots[] = {{Py_tp_new, reinterpret_cast<void*>(new_lean)},
@@ -357,9 +378,8 @@ ScheduleObject* schedule_of(PyObject* self) { return reinterpret_cast<ScheduleOb
 PyObject* new_schedule(PyTypeObject* type, PyObject* arguments, PyObject*) {
   const char* fields;
   Py_ssize_t size;
-  PyObject* keep;
-  long long limit;
-  if (!PyArg_ParseTuple(arguments, "y#OL", &fields, &size, &keep, &limit)) return nullptr;
+  PyObject *keep, *limit;
+  if (!PyArg_ParseTuple(arguments, "y#OO", &fields, &size, &keep, &limit)) return nullptr;
   if (size != sizeof(AdvanceArgs)) {
     PyErr_SetString(PyExc_ValueError, "LeanSchedule: the fields' size is wrong");
     return nullptr;
@@ -370,9 +390,10 @@ PyObject* new_schedule(PyTypeObject* type, PyObject* arguments, PyObject*) {
   ScheduleObject* schedule = schedule_of(self);
   std::memcpy(&schedule->args, fields, sizeof(AdvanceArgs));
   schedule->steps = 0;
-  schedule->limit = limit;
   schedule->keep = Py_NewRef(keep);
-  return self;
+  if (parse_limit(limit, &schedule->limit)) return self;
+  Py_DECREF(self);
+  return nullptr;
 }
 
 int traverse_schedule(PyObject* self, visitproc visit, void* arg) {
@@ -429,10 +450,22 @@ int add_lean_types(PyObject* module) {
   return add_type(module, &schedule_spec, "LeanSchedule");
 }
 
+bool find_getter(PyObject* type, const char* name, PyGetSetDef* out) {
+  auto* entry = static_cast<PyGetSetDef*>(
+      PyType_GetSlot(reinterpret_cast<PyTypeObject*>(type), Py_tp_getset));
+  for (; entry != nullptr && entry->name != nullptr; ++entry) {
+    if (std::strcmp(entry->name, name) != 0) continue;
+    *out = *entry;
+    return true;
+  }
+  PyErr_Format(PyExc_RuntimeError, "this torch has no attribute Tensor.%s", name);
+  return false;
+}
+
 PyObject* set_up_lean(PyObject*, PyObject* arguments) {
-  PyObject *capsule, *tensor_type, *profiler, *pre_hooks, *post_hooks;
-  if (!PyArg_ParseTuple(arguments, "OOOOO", &capsule, &tensor_type, &profiler, &pre_hooks,
-                        &post_hooks))
+  PyObject *capsule, *base, *tensor, *profiler, *pre_hooks, *post_hooks;
+  if (!PyArg_ParseTuple(arguments, "OO!OOOO", &capsule, &PyType_Type, &base, &tensor, &profiler,
+                        &pre_hooks, &post_hooks))
     return nullptr;
   auto* api = static_cast<dlpack::ExchangeApi*>(PyCapsule_GetPointer(capsule, dlpack::kCapsule));
   if (api == nullptr) return nullptr;
@@ -441,7 +474,9 @@ PyObject* set_up_lean(PyObject*, PyObject* arguments) {
     PyErr_SetString(PyExc_RuntimeError, "this torch offers another DLPack than version 1");
     return nullptr;
   }
-  torch = {api, Py_NewRef(tensor_type), Py_NewRef(profiler), Py_NewRef(pre_hooks),
-           Py_NewRef(post_hooks)};
+  PyGetSetDef grad;
+  if (!find_getter(base, "grad", &grad)) return nullptr;
+  torch = {api, Py_NewRef(tensor), Py_NewRef(profiler), Py_NewRef(pre_hooks),
+           Py_NewRef(post_hooks), grad};
   Py_RETURN_NONE;
 }

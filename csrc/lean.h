@@ -6,8 +6,8 @@
 #include <Python.h>
 
 // Adds the types LeanStep and LeanSchedule to the module; -1 with an error set.
-// set_up_lean(exchange capsule, torch.Tensor, the dict of torch.autograd.profiler, the two dicts of
-// hooks for all optimizers): what LeanStep needs of torch, once.
+// set_up_lean(exchange capsule, the base type of tensors, torch.Tensor, the dict of
+// torch.autograd.profiler, the two dicts of hooks of all optimizers): what LeanStep needs of torch.
 PyObject* set_up_lean(PyObject*, PyObject* arguments);
 
 int add_lean_types(PyObject* module);

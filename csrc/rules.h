@@ -1,4 +1,5 @@
 // The update rules: what happens to one element, in the compute type C, whatever the storage.
+// V is C, or a vector of it: then it happens to several elements at once.
 //
 // The C++ statement of fused_sched/kernels/rules.py, with the same symbols.
 #pragma once
@@ -7,6 +8,9 @@
 #include <cstdint>
 
 #include "layout.h"
+#ifndef __CUDACC__
+#include "vector.h"
+#endif
 
 namespace fused_sched {
 
@@ -40,11 +44,12 @@ struct SgdRule {
         sign(static_cast<C>(1.0 - 2.0 * h[SGD_MAXIMIZE])), first(step == 1) {}
 
   // b = mu b + (1 - tau) g, or g at the first step; p -= lr b (nesterov: g + mu b).
-  FS_INLINE void apply(C& p, C g, C& b) const {
+  template <class V>
+  FS_INLINE void apply(V& p, V g, V& b) const {
     g = g * sign;
     g = weight_decay != 0 ? g + weight_decay * p : g;
-    const C next = first ? g : momentum * b + undamped * g;
-    const C moving = nesterov != 0 ? g + momentum * next : next;
+    const V next = first ? g : momentum * b + undamped * g;
+    const V moving = nesterov != 0 ? g + momentum * next : next;
     b = momentum != 0 ? next : b;
     p = p - lr * (momentum != 0 ? moving : g);
   }
@@ -76,20 +81,23 @@ struct AdamRule {
   }
 
   // m += (1 - b1)(g - m); v = b2 v + (1 - b2) g^2; p -= lr / bc1 * m / (sqrt(v / bc2) + eps).
-  FS_INLINE void apply(C& p, C g, C& m, C& v) const {
+  template <class V>
+  FS_INLINE void apply(V& p, V g, V& m, V& v) const {
     moments(p, g, m, v);
     move(p, m, v);
   }
 
   // The same with amsgrad: the largest v so far takes v's place.
-  FS_INLINE void apply(C& p, C g, C& m, C& v, C& largest) const {
+  template <class V>
+  FS_INLINE void apply(V& p, V g, V& m, V& v, V& largest) const {
     moments(p, g, m, v);
-    largest = v > largest || v != v ? v : largest;
+    largest = (v > largest) | (v != v) ? v : largest;
     move(p, m, amsgrad ? largest : v);
   }
 
  private:
-  FS_INLINE void moments(C& p, C g, C& m, C& v) const {
+  template <class V>
+  FS_INLINE void moments(V& p, V g, V& m, V& v) const {
     g = g * sign;
     g = l2 != 0 ? g + l2 * p : g;
     p = p * decay;
@@ -98,7 +106,8 @@ struct AdamRule {
     v = beta2 * v + one_minus_beta2 * g * g;
   }
 
-  FS_INLINE void move(C& p, C m, C second) const {
+  template <class V>
+  FS_INLINE void move(V& p, V m, V second) const {
     p = p - step_size * m / (root(second) + eps);
   }
 };

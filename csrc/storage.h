@@ -1,123 +1,155 @@
-// Storage types and their conversion to the compute type, a block of elements at a time.
+// Storage types, and their conversion to the compute type, a vector of elements at a time.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
-
 #include "layout.h"
+#include "vector.h"
 
 namespace fused_sched {
 
 struct bfloat16 {
   uint16_t bits;
 };
+using float16 = _Float16;
 
-inline float widen(bfloat16 x) {
-  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
+using Floats = Vector<float>;
+using Bits = Vector<uint32_t>;
+constexpr int kFloats = VectorOf<float>::size;
+typedef uint16_t HalfBits __attribute__((vector_size(kVectorBytes / 2)));
+
+template <class To, class From>
+inline To copy_bits(const From& from) {
+  static_assert(sizeof(To) == sizeof(From), "the same bits");
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+template <class T>
+inline T read_bits(const void* from) {
+  T value;
+  std::memcpy(&value, from, sizeof value);
   return value;
 }
 
-inline void narrow(float value, bfloat16& x) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties even
-  x.bits = static_cast<uint16_t>(value == value ? rounded : 0x7fc0u);
-}
+// -- vectors from and to memory ------------------------------------------------------------------
 
-inline float widen(_Float16 x) { return static_cast<float>(x); }
-inline void narrow(float value, _Float16& x) { x = static_cast<_Float16>(value); }
+inline Floats load(const float* from) { return read_bits<Floats>(from); }
+inline void store(Floats x, float* to) { std::memcpy(to, &x, sizeof x); }
+inline Vector<double> load(const double* from) { return read_bits<Vector<double>>(from); }
+inline void store(Vector<double> x, double* to) { std::memcpy(to, &x, sizeof x); }
 
-inline float widen(float x) { return x; }
-inline double widen(double x) { return x; }
-inline void narrow(float value, float& x) { x = value; }
-inline void narrow(double value, double& x) { x = value; }
-
-// Sixteen elements at a time where the instruction set has the conversion: compilers of today
-// leave float16 to scalar code, 8 times slower.
-#if defined(__AVX512F__)
-constexpr int kVector = 16;
-
-inline void widen_vector(const _Float16* from, float* to) {
-  const __m256i packed = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-  _mm512_storeu_ps(to, _mm512_maskz_cvtph_ps(0xffff, packed));
-}
-inline void narrow_vector(const float* from, _Float16* to) {
-  const __m256i packed =
-      _mm512_maskz_cvtps_ph(0xffff, _mm512_loadu_ps(from), _MM_FROUND_TO_NEAREST_INT);
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), packed);
-}
-#elif defined(__F16C__)
-constexpr int kVector = 8;
-
-inline void widen_vector(const _Float16* from, float* to) {
-  _mm256_storeu_ps(to, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
-}
-inline void narrow_vector(const float* from, _Float16* to) {
-  const __m128i packed = _mm256_cvtps_ph(_mm256_loadu_ps(from), _MM_FROUND_TO_NEAREST_INT);
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), packed);
-}
-#else
-constexpr int kVector = 1;
-
-inline void widen_vector(const _Float16* from, float* to) { *to = widen(*from); }
-inline void narrow_vector(const float* from, _Float16* to) { narrow(*from, *to); }
-#endif
-
-template <class T, class C>
-inline void widen_all(const void* from, int n, C* __restrict__ to) {
-  const T* __restrict__ source = static_cast<const T*>(from);
-  for (int i = 0; i < n; ++i) to[i] = static_cast<C>(widen(source[i]));
-}
-
-template <class T, class C>
-inline void narrow_all(const C* __restrict__ from, int n, void* to) {
-  T* __restrict__ target = static_cast<T*>(to);
-  for (int i = 0; i < n; ++i) narrow(static_cast<decltype(widen(T()))>(from[i]), target[i]);
-}
-
-template <>
-inline void widen_all<_Float16, float>(const void* from, int n, float* __restrict__ to) {
-  const _Float16* source = static_cast<const _Float16*>(from);
-  int i = 0;
-  for (; i + kVector <= n; i += kVector) widen_vector(source + i, to + i);
-  for (; i < n; ++i) to[i] = widen(source[i]);
-}
-
-template <>
-inline void narrow_all<_Float16, float>(const float* __restrict__ from, int n, void* to) {
-  _Float16* target = static_cast<_Float16*>(to);
-  int i = 0;
-  for (; i + kVector <= n; i += kVector) narrow_vector(from + i, target + i);
-  for (; i < n; ++i) narrow(from[i], target[i]);
+inline Floats load(const bfloat16* from) {
+  return copy_bits<Floats>(__builtin_convertvector(read_bits<HalfBits>(from), Bits) << 16);
 }
 
 #if defined(__AVX512BF16__)
-// One instruction for the rounding; it takes denormals (below 1e-38) for zero, the tail's too, so
-// that no result depends on where a thread's part ends.
-template <>
-inline void narrow_all<bfloat16, float>(const float* __restrict__ from, int n, void* to) {
-  bfloat16* target = static_cast<bfloat16*>(to);
-  for (int i = 0; i < n; i += 16) {
-    const __mmask16 live = n - i < 16 ? (1u << (n - i)) - 1u : 0xffffu;
-    const __m256bh packed = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(live, from + i));
-    _mm256_mask_storeu_epi16(target + i, live, reinterpret_cast<__m256i>(packed));
-  }
+// One instruction for the rounding; it takes denormals (below 1e-38) for zero.
+inline void store(Floats x, bfloat16* to) {
+  const __m256bh packed = _mm512_cvtneps_pbh(x);
+  std::memcpy(to, &packed, sizeof packed);
+}
+#else
+// To nearest, ties to even; a NaN stays one.
+inline void store(Floats x, bfloat16* to) {
+  const Bits bits = copy_bits<Bits>(x);
+  const Bits rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const Bits kept = x == x ? rounded : rounded * 0u + 0x7fc0u;
+  const HalfBits packed = __builtin_convertvector(kept, HalfBits);
+  std::memcpy(to, &packed, sizeof packed);
 }
 #endif
 
-inline int64_t size_of(int64_t dtype) {
-  return dtype == FLOAT64 ? 8 : (dtype == FLOAT32 ? 4 : 2);
+#if defined(__AVX512F__)
+inline Floats load(const float16* from) {
+  return _mm512_maskz_cvtph_ps(0xffff, read_bits<__m256i>(from));
+}
+inline void store(Floats x, float16* to) {
+  const __m256i packed = _mm512_maskz_cvtps_ph(0xffff, x, _MM_FROUND_TO_NEAREST_INT);
+  std::memcpy(to, &packed, sizeof packed);
+}
+#elif defined(__F16C__)
+inline Floats load(const float16* from) { return _mm256_cvtph_ps(read_bits<__m128i>(from)); }
+inline void store(Floats x, float16* to) {
+  const __m128i packed = _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT);
+  std::memcpy(to, &packed, sizeof packed);
+}
+#else
+inline Floats load(const float16* from) {
+  Floats x;
+  for (int i = 0; i < kFloats; ++i) x[i] = static_cast<float>(from[i]);
+  return x;
+}
+inline void store(Floats x, float16* to) {
+  for (int i = 0; i < kFloats; ++i) to[i] = static_cast<float16>(x[i]);
+}
+#endif
+
+// The compute type of a storage type.
+template <class T>
+struct ComputeOf {
+  using type = float;
+};
+template <>
+struct ComputeOf<double> {
+  using type = double;
+};
+template <class T>
+using Compute = typename ComputeOf<T>::type;
+
+// -- blocks --------------------------------------------------------------------------------------
+
+// Calls body(T{}) with the storage type of a DType.
+template <class Body>
+inline void with_type(int64_t dtype, const Body& body) {
+  switch (dtype) {
+    case FLOAT32: return body(float());
+    case BFLOAT16: return body(bfloat16());
+    case FLOAT16: return body(float16());
+    default: return body(double());
+  }
 }
 
-template <class C>
-constexpr int64_t native_dtype() {
-  return sizeof(C) == 8 ? FLOAT64 : FLOAT32;
+// Elements in the compute type C into memory of the storage type T, and back. Only a float64 param
+// has a compute type that is not its gradient's or state's own: there a loop is enough.
+template <class T, class C>
+inline void widen(const T* from, int n, C* to) {
+  if constexpr (sizeof(Compute<T>) == sizeof(C)) {
+    constexpr int size = VectorOf<C>::size;
+    int i = 0;
+    for (; i + size <= n; i += size) store(load(from + i), to + i);
+    T tail[size] = {};
+    std::memcpy(tail, from + i, (n - i) * sizeof(T));
+    const Vector<C> x = load(tail);
+    for (int j = 0; i + j < n; ++j) to[i + j] = x[j];
+  } else {
+    alignas(64) Compute<T> one[VectorOf<Compute<T>>::size];
+    for (int i = 0; i < n; ++i) {
+      widen(from + i, 1, one);
+      to[i] = static_cast<C>(one[0]);
+    }
+  }
+}
+
+template <class T, class C>
+inline void narrow(const C* from, int n, T* to) {
+  if constexpr (sizeof(Compute<T>) == sizeof(C)) {
+    constexpr int size = VectorOf<C>::size;
+    int i = 0;
+    for (; i + size <= n; i += size) store(load(from + i), to + i);
+    C rest[size] = {};
+    T tail[size];
+    std::memcpy(rest, from + i, (n - i) * sizeof(C));
+    store(load(rest), tail);
+    std::memcpy(to + i, tail, (n - i) * sizeof(T));
+  } else {
+    for (int i = 0; i < n; ++i) {
+      const Compute<T> one = static_cast<Compute<T>>(from[i]);
+      narrow(&one, 1, to + i);
+    }
+  }
 }
 
 // Elements of one tensor in the compute type: in place where the storage is that type, else in a
@@ -128,29 +160,24 @@ class Block {
   Block() = default;
 
   Block(int64_t dtype, int64_t address, int64_t start, int n, C* buffer) : dtype_(dtype), n_(n) {
-    memory_ = reinterpret_cast<char*>(address) + start * size_of(dtype);
-    if (dtype == native_dtype<C>()) {
-      data = reinterpret_cast<C*>(memory_);
-      memory_ = nullptr;
-      return;
-    }
-    data = buffer;
-    switch (dtype) {
-      case FLOAT32: widen_all<float>(memory_, n, data); break;
-      case BFLOAT16: widen_all<bfloat16>(memory_, n, data); break;
-      case FLOAT16: widen_all<_Float16>(memory_, n, data); break;
-      default: widen_all<double>(memory_, n, data);
-    }
+    with_type(dtype, [&](auto type) {
+      using T = decltype(type);
+      T* memory = reinterpret_cast<T*>(address) + start;
+      if constexpr (sizeof(T) == sizeof(C)) {
+        data = memory;
+      } else {
+        memory_ = memory;
+        data = buffer;
+        widen(memory, n, buffer);
+      }
+    });
   }
 
   void keep() const {
     if (memory_ == nullptr) return;
-    switch (dtype_) {
-      case FLOAT32: narrow_all<float>(data, n_, memory_); break;
-      case BFLOAT16: narrow_all<bfloat16>(data, n_, memory_); break;
-      case FLOAT16: narrow_all<_Float16>(data, n_, memory_); break;
-      default: narrow_all<double>(data, n_, memory_);
-    }
+    with_type(dtype_, [&](auto type) {
+      narrow(data, n_, static_cast<decltype(type)*>(memory_));
+    });
   }
 
   C* data = nullptr;
@@ -158,7 +185,7 @@ class Block {
  private:
   int64_t dtype_ = 0;
   int n_ = 0;
-  char* memory_ = nullptr;  // where `keep` writes, null if `data` is the storage itself
+  void* memory_ = nullptr;  // where `keep` writes, null if `data` is the storage itself
 };
 
 }  // namespace fused_sched

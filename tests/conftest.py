@@ -12,6 +12,7 @@ import torch
 
 import fused_sched
 from fused_sched.lr_scheduler import base
+from fused_sched.optim import lean
 from tests.interpreter import quick, round_as_gpus_do
 
 torch.set_num_threads(1)  # the suite runs in parallel, on tensors that are small
@@ -41,6 +42,13 @@ def launch_engine(request):
     """The engines that launch; on CPU tensors Triton does so in its interpreter."""
     with fused_sched.use_engine(request.param), quick():
         yield request.param
+
+
+@pytest.fixture
+def whole_steps(monkeypatch):
+    """No lean steps, as on every device but the CPU."""
+    monkeypatch.setattr(lean.Lean, "keep_step", lambda *_: None)
+    monkeypatch.setattr(lean.Lean, "keep_schedule", lambda *_: None)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from fused_sched.optim import plan as plans
 from tests.cases import SHAPES, gradient
 from tests.training import FEW, OURS, case, check, named, set_grads, stock, three, train
 
-pytestmark = pytest.mark.usefixtures("launch_engine")
+pytestmark = pytest.mark.usefixtures("launch_engine", "whole_steps")
 
 MOMENTUM, ADAM = case("SGD-momentum"), case("Adam-weight_decay")
 

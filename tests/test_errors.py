@@ -599,7 +599,7 @@ def scheduler_before_optimizer(lib: Library) -> list:
 def overridden_step(lib: Library) -> list:
     opt = lib.sgd()
     scheduler = exponential(lib, opt)
-    del opt.step
+    opt.step = functools.partial(type(opt).step, opt)
     opt.step()
     scheduler.step()
     return lrs(opt)

@@ -45,7 +45,7 @@ def double(values: Tensor) -> Tensor:
 
 
 @pytest.fixture
-def counted(monkeypatch, launch_engine):
+def counted(monkeypatch, launch_engine, whole_steps):
     """The number of launches so far."""
     calls: list[Any] = []
     engine = engine_for(torch.device("cpu"))

@@ -20,7 +20,8 @@ _DEFAULTS = {"cuda": triton_engine, "cpu": native_engine}
 """What ``auto`` prefers, by the type of the device; elsewhere it is eager."""
 
 _VARIABLE = "FUSED_SCHED_ENGINE"
-_forced: str | None = None
+FORCED: dict[None, str | None] = {None: None}
+"""The engine forced by ``use_engine``, under None: a place that a lean step can look at."""
 
 
 def available(device: torch.device | str) -> dict[str, str | None]:
@@ -44,7 +45,7 @@ def engine_for(device: torch.device) -> ModuleType:
     if name == "auto":
         default = _DEFAULTS.get(device.type, eager_engine)
         return default if default.unavailable(device) is None else eager_engine
-    _check_name(name, "" if _forced else f"{_VARIABLE}: ")
+    _check_name(name, "" if FORCED[None] else f"{_VARIABLE}: ")
     engine = ENGINES[name]
     reason = engine.unavailable(device)
     if reason is not None:
@@ -55,14 +56,14 @@ def engine_for(device: torch.device) -> ModuleType:
 def why(device: torch.device) -> str:
     """Why ``engine_for`` chose what it chose."""
     if _wanted() != "auto":
-        return "forced by use_engine()" if _forced else f"forced by {_VARIABLE}"
+        return "forced by use_engine()" if FORCED[None] else f"forced by {_VARIABLE}"
     default = _DEFAULTS.get(device.type, eager_engine)
     missing = default.unavailable(device)
     return f"the default on {device.type}" if missing is None else f"{default.NAME}: {missing}"
 
 
 def _wanted() -> str:
-    return _forced or os.environ.get(_VARIABLE) or "auto"
+    return FORCED[None] or os.environ.get(_VARIABLE) or "auto"
 
 
 def _check_name(name: str, source: str = "") -> None:
@@ -78,21 +79,19 @@ class _Restore(AbstractContextManager[None]):
         self._before = before
 
     def __exit__(self, *_: object) -> None:
-        global _forced
-        _forced = self._before
+        FORCED[None] = self._before
 
 
 def use_engine(name: str) -> AbstractContextManager[None]:
     """Force an engine from here on; as a context manager, until the block ends.
 
     Args:
-        name: ``"auto"``, ``"triton"``, ``"native"`` or ``"eager"``. The variable ``FUSED_SCHED_ENGINE`` does the
-            same for a whole process.
+        name: ``"auto"``, ``"triton"``, ``"native"`` or ``"eager"``. The variable
+            ``FUSED_SCHED_ENGINE`` does the same for a whole process.
 
     Raises:
         ValueError: the name is unknown.
     """
-    global _forced
     _check_name(name)
-    before, _forced = _forced, name
+    before, FORCED[None] = FORCED[None], name
     return _Restore(before)

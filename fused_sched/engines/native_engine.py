@@ -6,7 +6,7 @@ import ctypes
 import functools
 import importlib.util
 from array import array
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from importlib.machinery import ExtensionFileLoader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,6 +61,7 @@ def _lean_needs() -> tuple[Any, ...]:
     exchange = torch.Tensor.__dlpack_c_exchange_api__  # type: ignore[attr-defined]
     return (
         exchange,
+        torch._C.TensorBase,
         Tensor,
         torch.autograd.profiler.__dict__,
         _global_optimizer_pre_hooks,
@@ -138,6 +139,55 @@ def _advance_fields(
         steps,
     ]
     return array("q", fields).tobytes()
+
+
+_DLPACK = {torch.float32: (2, 32), torch.bfloat16: (4, 16), torch.float16: (2, 16)}
+_DLPACK[torch.float64] = (2, 64)
+"""(code, bits) of DLPack's data types."""
+
+
+def lean_step(
+    block: Block,
+    table: ParamTable,
+    program: Program | None,
+    rule: str,
+    optimizer: Any,
+    params: Sequence[Tensor],
+    reached: Container[int],
+    forced: dict[None, str | None],
+    limit: int | None,
+) -> Any:
+    """A LeanStep of csrc/lean.cpp: the next launches, as long as nothing changes.
+
+    Args:
+        params: every param of the optimizer, in the groups' order.
+        reached: numbers of those that a step has reached; a gradient of another needs a whole step.
+        forced: where the engine asked for is noted.
+        limit: launches after which the whole step must look again; None for no limit.
+    """
+    columns = {member.index: column for column, member in enumerate(table.members)}
+    facts = array("q")
+    for index in range(len(params)):
+        column = columns.get(index, -1)
+        dtype = table.members[column].grad_dtype if column >= 0 else torch.float32
+        facts.extend((column, index in reached, *_DLPACK[dtype]))
+    return _load().LeanStep(
+        _update_fields(block, table, program, rule, None, None),
+        optimizer.param_groups,
+        tuple(params),
+        facts.tobytes(),
+        optimizer._optimizer_step_pre_hooks,
+        optimizer._optimizer_step_post_hooks,
+        forced,
+        (block, table, _kinds(table.kinds)),
+        limit,
+    )
+
+
+def lean_schedule(block: Block, program: Program, limit: int | None) -> Any:
+    """A LeanSchedule of csrc/lean.cpp: the next advances of an explicit schedule."""
+    fields = _advance_fields(block, program, 1, None, None)
+    return _load().LeanSchedule(fields, (block, program), limit)
 
 
 def update(

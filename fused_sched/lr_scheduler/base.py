@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch._dynamo.decorators import skip
 from torch.optim.lr_scheduler import LRScheduler as TorchScheduler
 
 from fused_sched.optim.base import FusedOptimizer
+from fused_sched.optim.lean import LEAN
 from fused_sched.optim.plan import capturing
 from fused_sched.optim.schedules import NO_FORM, Fused
 from fused_sched.tables import layout
@@ -30,7 +32,7 @@ from .table import WRITTEN, detached, inside, tabulate
 if TYPE_CHECKING:
     from fused_sched.optim.ledger import Ledger
 
-_PRIVATE = ("_horizon", "_hyper", "_table", "_ahead", "_bases")
+_PRIVATE = ("_horizon", "_hyper", "_table", "_ahead", "_bases", LEAN)
 """What a scheduler keeps beside torch's attributes."""
 
 _CACHES = ("_table", "_ahead", "_bases")
@@ -86,6 +88,7 @@ class DeviceScheduler(TorchScheduler):
             that one, and the groups keep its start under ``initial_<hyper>``.
     """
 
+    _lean: Any = None
     last_epoch = _Live()
     _step_count = _Live()
     _last_lr = _Live()
@@ -137,7 +140,7 @@ class DeviceScheduler(TorchScheduler):
             ledger.schedules.register(self, self._children())
             ledger.upload()
 
-    @torch.compiler.disable
+    @skip
     def step(self, *args: Any, **kwargs: Any) -> None:
         """As torch's. Fused, it launches nothing: ``optimizer.step()`` has advanced it already.
 
@@ -145,6 +148,12 @@ class DeviceScheduler(TorchScheduler):
             RuntimeError: under capture, if it has no device form yet; fused, if the calls come at
                 another cadence than the interval.
         """
+        lean = self._lean
+        if lean is None or args or kwargs or not lean.step():
+            self._whole_step(*args, **kwargs)
+
+    @torch.compiler.disable
+    def _whole_step(self, *args: Any, **kwargs: Any) -> None:
         ledger = ledger_of(self.__dict__.get("optimizer"))
         if ledger is not None:
             ledger.step_scheduler(self, *args, **kwargs)
@@ -215,11 +224,14 @@ class DeviceScheduler(TorchScheduler):
             for one, attributes in before:
                 one.__dict__.clear()
                 one.__dict__.update(attributes)
+                one.__dict__.pop(LEAN, None)
             raise
 
     def __getstate__(self) -> dict[str, Any]:
         self._refresh()
-        state = {key: value for key, value in self.__dict__.items() if key not in _CACHES}
+        state = {key: value for key, value in self.__dict__.items()}
+        for key in (*_CACHES, LEAN):
+            state.pop(key, None)
         ledger = ledger_of(self.__dict__.get("optimizer"))
         fused = None if ledger is None else ledger.schedules.find(self)
         if fused is not None:

@@ -58,7 +58,9 @@ class ReduceLROnPlateau(DeviceScheduler, torch.optim.lr_scheduler.ReduceLROnPlat
         if self.default_min_lr is None:
             raise RuntimeError(
                 f"The number of param groups in the `optimizer` ({groups}) differs from when "
-                f"`ReduceLROnPlateau` was initialized ({len(self.min_lrs)}); set min_lrs to match"
+                f"`ReduceLROnPlateau` was initialized ({len(self.min_lrs)}), usually due to a new "
+                "param group being added to the optimizer. Please modify the `min_lrs` field to "
+                "match the length of the `optimizer` param groups."
             )
         return [float(self.default_min_lr)] * groups
 

@@ -26,12 +26,14 @@ def step_scheduler(ledger: Ledger, scheduler: Any, *args: Any, **kwargs: Any) ->
         with ledger.host_only():
             scheduler._host_step(*args, **kwargs)
         ledger.upload()
+        ledger.lean.keep_schedule(ledger, scheduler)
 
 
 def _answer(ledger: Ledger, fused: Fused) -> None:
     """A ``step()`` call for a schedule that has already moved: only check the cadence."""
     if capturing():
         return
+    ledger.lean.settle(ledger)
     advances = fused.steps // fused.interval
     unsure = ledger.captured or ledger.values_ahead
     if advances - fused.answered >= 2 and not unsure:

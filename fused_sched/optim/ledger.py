@@ -21,6 +21,7 @@ from fused_sched.tables.block import Block
 from fused_sched.tables.program import Assembled
 
 from .explicit import step_scheduler
+from .lean import Lean
 from .loading import Loading
 from .plan import RELEASE, Plan, capturing
 from .rates import Rates, rates_of, read_rates, write_rates
@@ -44,6 +45,7 @@ class Ledger:
         self.clock_ahead = False
         self.captured = False
         self.loading: Loading | None = None
+        self.lean = Lean()
         self._since_upload = 0
         self._busy = 0
         self.zeroed: set[int] = set()  # groups whose lr was assigned 0 since the last step
@@ -63,7 +65,10 @@ class Ledger:
 
     def refresh(self) -> None:
         """Bring the host's values up to date; during a capture they stay as they were."""
-        if self._busy or not (self.pending or self.values_ahead or self.captured):
+        if self._busy:
+            return
+        self.lean.settle(self)
+        if not (self.pending or self.lean.owed or self.values_ahead or self.captured):
             return
         if capturing():
             return
@@ -76,13 +81,14 @@ class Ledger:
         """Run torch's recurrences for the steps that the device has made alone."""
         steps, self.pending = self.pending, 0
         with self.host_only():
+            self.lean.replay()
             for _ in range(steps):
                 for fused in self.schedules.fused:
                     fused.advance()
 
     def _fetch(self) -> None:
         """Read the device's values; waits for it, once."""
-        self.pending = 0
+        self.pending = self.lean.owed = 0
         self.values_ahead = False
         plans = self.blocks()
         if not plans:
@@ -112,11 +118,28 @@ class Ledger:
 
     def refresh_clock(self) -> None:
         """Bring the host's step counts up to date."""
+        self.lean.settle(self)
         if (self.clock_ahead or self.captured) and not capturing():
             for plan in self.blocks():
                 plan.take_clock()
             self.clock_ahead = False
             self.keeper.behind = True
+
+    def count_lean(self, steps: int) -> None:
+        """The account of steps that the compiled engine made alone."""
+        self.clock_ahead = True
+        self.keeper.behind = True
+        for plan in self.plans.values():
+            plan.table.forget_sent()
+        if self.schedules.fused:
+            self._since_upload += steps
+            self.pending += steps
+            for fused in self.schedules.fused:
+                fused.steps += steps
+
+    def drop_lean(self) -> None:
+        """Something changed: the next step must look."""
+        self.lean.drop_step(self)
 
     @property
     def hosting(self) -> bool:
@@ -151,12 +174,14 @@ class Ledger:
 
     def upload_into(self, plan: Plan) -> None:
         """Give a plan its block, filled."""
-        if plan.device.type == "cuda":
+        if plan.device.type == "cuda" or hasattr(plan.engine, "lean_schedule"):
             self.schedules.own_programs(tabulate=False)
         self.refresh()
         self._upload([*self.blocks(), plan])
 
     def _upload(self, plans: Sequence[Plan]) -> None:
+        self.drop_lean()
+        self.lean.drop_schedule(self)
         self._since_upload = 0
         if not plans and not self.schedules.fused:
             return
@@ -212,6 +237,11 @@ class Ledger:
             with self.host_only():
                 self.schedules.rehearse()
             self.upload()
+
+    def steps_left(self) -> int | None:
+        """Steps that can be made before a fused schedule must be looked at; None if it never is."""
+        ends = self.programs[0].ends if self.schedules.fused else None
+        return None if ends is None else max(ends - self._since_upload, 0)
 
     def is_probe(self) -> bool:
         """Whether the step is one of those by which torch's checkpoints fill an empty state.
@@ -292,6 +322,7 @@ class Ledger:
 
     def show_state(self) -> Any:
         """``optimizer.state`` as of now."""
+        self.drop_lean()
         keeper = self.keeper
         keeper.shown = True
         if not self._busy and not capturing():

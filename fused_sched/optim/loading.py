@@ -42,6 +42,7 @@ class Loading:
         ledger = self._ledger
         keeper = ledger.keeper
         before = keeper.state, keeper.shown
+        ledger.drop_lean()
         ledger.loading = self
         try:
             with ledger.host_only():

@@ -94,9 +94,9 @@ class Schedules:
         for scheduler in self.roots():
             if self.find(scheduler) or self.program_of(scheduler) is not None:
                 continue
-            if not tabulate and scheduler._tabulated():
+            if not tabulate and _is_tabulated(scheduler):
                 reason = "its values must be tabulated first; call optimizer.prepare()"
-                self.refused[id(scheduler)] = reason
+                self.refused.setdefault(id(scheduler), reason)
             elif self._lowered(scheduler) is not None:
                 self.explicit.append(weakref.ref(scheduler))
 
@@ -191,6 +191,13 @@ class Schedules:
                 if id(source.scheduler()) in inside and ops[row, layout.INTERVAL] == fused.interval:
                     fused.tick = int(ops[row, layout.TICK])
                     break
+
+
+def _is_tabulated(scheduler: Any) -> bool:
+    try:
+        return scheduler._tabulated()
+    except NO_FORM:  # lowering it says why
+        return False
 
 
 def _steps(one: Any, other: Any) -> bool:

@@ -27,6 +27,7 @@ class StateKeeper:
         state: torch's ``{param: {"step": ..., "exp_avg": ...}}``.
         shown: somebody may have changed ``state`` since the tables were built from it.
         behind: launches have run since the step counts in ``state`` were written.
+        waiting: the state of params that no step has reached, not shown yet.
     """
 
     def __init__(self, rules: Any) -> None:
@@ -34,7 +35,7 @@ class StateKeeper:
         self.state: defaultdict[Tensor, Entry] = defaultdict(dict)
         self.shown = False
         self.behind = False
-        self._reserve: dict[Tensor, Entry] = {}
+        self.waiting: dict[Tensor, Entry] = {}
         self._steps_seen: dict[Tensor, tuple[Any, int]] = {}  # what ``state`` holds, by us
         self._hidden: set[Tensor] = set()  # params whose momentum buffer is shown as None
 
@@ -49,9 +50,9 @@ class StateKeeper:
         """
         entry = self.state.get(param)
         if entry:
-            self._reserve.pop(param, None)
+            self.waiting.pop(param, None)
         else:
-            entry = self._reserve.get(param) or {}
+            entry = self.waiting.get(param) or {}
         names = self._rules._state_names(group)
         tensors = _of_one_dtype({name: self._tensor(param, entry, name) for name in names})
         if self._rules._HAS_STEP and "step" not in entry:
@@ -60,7 +61,7 @@ class StateKeeper:
         if self.state.get(param):
             self.state[param] = entry
         else:
-            self._reserve[param] = entry
+            self.waiting[param] = entry
         if self._rules._HAS_STEP:
             self._steps_seen[param] = entry["step"], int(entry["step"])
         self._hidden.discard(param)
@@ -95,12 +96,16 @@ class StateKeeper:
 
     # -- out -------------------------------------------------------------------------------------
 
+    def reached(self, member: Member) -> bool:
+        """Whether a step has shown the member's state."""
+        return member.param not in self.waiting
+
     def publish(self, members: Iterable[Member]) -> None:
         """Show the state of params that a step has now reached."""
-        if not self._reserve:
+        if not self.waiting:
             return
         for member in members:
-            entry = self._reserve.pop(member.param, None)
+            entry = self.waiting.pop(member.param, None)
             if entry:
                 self.state[member.param] = entry
 
@@ -152,8 +157,8 @@ class StateKeeper:
         param = member.param
         entry = self.state.get(param)
         if not entry:
-            return bool(member.states) and param not in self._reserve
-        if param in self._reserve:
+            return bool(member.states) and param not in self.waiting
+        if param in self.waiting:
             return True
         hidden = param in self._hidden
         return any(
@@ -198,11 +203,11 @@ class StateKeeper:
             tensors = self._first_step(param, group) | tensors
             self._steps_seen[param] = tensors["step"], 0
         if entry:
-            self._reserve.pop(param, None)
+            self.waiting.pop(param, None)
             entry.update(tensors)
         else:
             self.state.pop(param, None)
-            self._reserve[param] = tensors
+            self.waiting[param] = tensors
         self._hidden.discard(param)
 
     def note_step(self, member: Member, step: int) -> None:

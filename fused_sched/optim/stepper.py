@@ -28,7 +28,7 @@ class Stepper:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = weakref.ref(ledger)
-        self._params: list[Tensor] = []
+        self.params: list[Tensor] = []
         self._sizes: list[int] = []  # params of each group
         self._group_of: list[int] = []
         self._moved: set[int] = set()  # params that lie elsewhere than in the tables
@@ -54,7 +54,7 @@ class Stepper:
             self._wrap(groups, plain)
         params = [p for group in groups for p in dict.__getitem__(group, "params")]
         sizes = [len(dict.__getitem__(group, "params")) for group in groups]
-        if sizes != self._sizes or not all(map(is_, params, self._params)):
+        if sizes != self._sizes or not all(map(is_, params, self.params)):
             self._restart(params, sizes)
         elif plain and not ledger.hosting:
             ledger.upload()
@@ -81,7 +81,7 @@ class Stepper:
             ledger.refresh()
             ledger.show_state()
         ledger.plans.clear()
-        self._params, self._sizes = params, sizes
+        self.params, self._sizes = params, sizes
         self._group_of = [number for number, size in enumerate(sizes) for _ in range(size)]
 
     # -- the plans -------------------------------------------------------------------------------
@@ -94,7 +94,7 @@ class Stepper:
     def is_prepared(self) -> bool:
         """Whether every param that may get a gradient has its place in a table."""
         inside = {m.index for plan in self.ledger.plans.values() for m in plan.table.members}
-        return all(i in inside for i, p in enumerate(self._params) if p.requires_grad)
+        return all(i in inside for i, p in enumerate(self.params) if p.requires_grad)
 
     def _by_engine(self) -> tuple[list[Tensor] | None, dict[torch.device, Any]]:
         """(params for the eager engine, None for all; engines of the other devices)."""
@@ -104,16 +104,16 @@ class Stepper:
             return None, planned
         if len(planned) == len(engines):
             return [], planned
-        return [p for p in self._params if local(p).device not in planned], planned
+        return [p for p in self.params if local(p).device not in planned], planned
 
     def _devices(self) -> list[torch.device]:
         """Where the params lie; those of the tables, while all are in them, lie where they did."""
         plans = self.ledger.plans.values()
         self._moved = {index for plan in plans for index in plan.table.moved()}
         known = sum(len(plan.table.members) for plan in plans)
-        if known == len(self._params) and not self._moved:
+        if known == len(self.params) and not self._moved:
             return [plan.device for plan in plans if plan.table.members]
-        return list(dict.fromkeys(local(param).device for param in self._params))
+        return list(dict.fromkeys(local(param).device for param in self.params))
 
     def _plan(self, device: torch.device, engine: Any) -> Plan:
         ledger = self.ledger
@@ -121,7 +121,7 @@ class Stepper:
         if plan is None:
             rules = type(ledger.optimizer)
             refuse_capture(device, rules.__name__, "nothing is allocated yet")
-            plan = Plan(device, engine, rules._RULE, rules.__name__, len(self._params))
+            plan = Plan(device, engine, rules._RULE, rules.__name__, len(self.params))
             ledger.plans[device] = plan
         plan.engine = engine
         return plan
@@ -145,7 +145,7 @@ class Stepper:
         gone |= self._moved
         if self.ledger.keeper.shown and not capturing(plan.device):
             gone |= take_changes(self.ledger, plan, in_place=self.ledger.captured)
-        complete = len(members) == len(self._params) and not gone
+        complete = len(members) == len(self.params) and not gone
         new = [] if complete else self._entering(plan, gone, everyone)
         if new or gone:
             stay = {m.index: m for m in members if m.index not in gone}
@@ -159,7 +159,7 @@ class Stepper:
         inside = {m.index for m in plan.table.members if m.index not in gone}
         return [
             i
-            for i, param in enumerate(self._params)
+            for i, param in enumerate(self.params)
             if i not in inside
             and (param.grad is not None or (everyone and param.requires_grad))
             and local(param).device == plan.device
@@ -177,6 +177,7 @@ class Stepper:
     ) -> None:
         """Another table: ``members`` stay, ``new`` params enter."""
         ledger = self.ledger
+        ledger.drop_lean()
         keeper = ledger.keeper
         what = f"param {new[0]}" if new else "a param"
         plan.refuse_capture(f"{what} {'moved' if gone else 'has no state yet'}")
@@ -186,7 +187,7 @@ class Stepper:
         keeper.write_steps([plan])
         groups = ledger.optimizer.param_groups
         for i in new:
-            param, number = self._params[i], self._group_of[i]
+            param, number = self.params[i], self._group_of[i]
             self._check(param, i)
             with ledger.host_only():
                 members[i] = keeper.member(param, i, number, groups[number])
@@ -212,10 +213,10 @@ class Stepper:
 
     def _check_layout(self, params: Iterable[Tensor] | None) -> None:
         """What the tables refuse, for the params of the eager engine."""
-        chosen = self._params if params is None else params
+        chosen = self.params if params is None else params
         for param in chosen:
             if param.grad is not None and param.grad.layout != torch.strided:
-                index = next(i for i, p in enumerate(self._params) if p is param)
+                index = next(i for i, p in enumerate(self.params) if p is param)
                 name = type(self.ledger.optimizer).__name__
                 raise sparse_error(name, index, self._group_of[index])
 
@@ -224,6 +225,7 @@ class Stepper:
     def step(self) -> None:
         """Every param's update, and the fused schedules' advance."""
         ledger = self.ledger
+        ledger.lean.settle(ledger)
         optimizer = ledger.optimizer
         self.adopt()
         ledger.check_end()
@@ -254,6 +256,8 @@ class Stepper:
         ledger.count(plans, grads, moved, scaled, advance)
         if not advance:
             ledger.upload()  # without the schedule the launch left one half of the record behind
+        elif not eager and eager is not None:
+            ledger.lean.keep_step(ledger)
 
     def _fitted(self, engines: Mapping[torch.device, Any], everyone: bool) -> list[Plan]:
         """The plans of these devices, ready for a launch."""
@@ -271,6 +275,7 @@ class Stepper:
         ledger = self.ledger
         if capturing():
             raise RuntimeError("prepare() allocates memory; call it before the capture")
+        ledger.drop_lean()
         self.adopt()
         ledger.refresh()
         _, engines = self._by_engine()

@@ -22,6 +22,8 @@ def before_write(ledger: Ledger, group: Group, key: str, value: Any) -> None:
     """
     if ledger.hosting or ledger.reference() is None:
         return
+    if key != "lr" or isinstance(value, Tensor) or _is_zero(value):
+        ledger.drop_lean()
     columns = key in ledger.rules._KEYS
     if columns:
         _refuse_under_capture(key)

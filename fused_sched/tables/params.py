@@ -60,6 +60,11 @@ class Member:
         return self.view if self.staged_param is None else self.staged_param
 
     @property
+    def plain(self) -> bool:
+        """Whether param and gradient are addressed in place, with no copy and no view around."""
+        return self._plain and self.staged_param is None and self.staged_grad is None
+
+    @property
     def kind(self) -> Kind:
         states = [state for state in self.states if state is not None]
         state_dtype = real(local(states[0])).dtype if states else self.view.dtype
@@ -257,6 +262,10 @@ class ParamTable:
         copy._sent = None
         copy._kept = [(m.staged_param, m.staged_grad) for m in self.staged]
         return copy
+
+    def forget_sent(self) -> None:
+        """Somebody else has put gradients into the table."""
+        self._sent = None
 
     def send_addresses(self, grads: Sequence[int]) -> None:
         """Put this step's gradients into the table, if they moved."""
