@@ -162,6 +162,6 @@ def _run_all(commands: list[list[str]], scratch: Path) -> None:
 def _run(command: Sequence[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        output = done.stderr + done.stdout
-        first = next((line for line in output.splitlines() if "error" in line), output.strip())
-        raise BuildError(f"{Path(command[0]).name} failed: {first[:300]}")
+        lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        told = (line for line in lines if "error" in line or "not found" in line)
+        raise BuildError(f"compiling failed: {next(told, ' '.join(lines))[:300]}")

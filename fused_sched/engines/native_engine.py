@@ -34,16 +34,26 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 def _load() -> Any:
     """The compiled module, or the reason why there is none."""
     try:
-        path = native_build.library()
-        loader = ExtensionFileLoader("fused_sched.engines._native", str(path))
-        spec = importlib.util.spec_from_loader(loader.name, loader)
-        assert spec is not None
-        module = importlib.util.module_from_spec(spec)
-        loader.exec_module(module)
+        module = _module(native_build.library())
+    except (OSError, ImportError, native_build.BuildError) as error:
+        return str(error)
+    try:
         module.use_threads(*_thread_functions())
         module.set_up_lean(*_lean_needs())
-    except (OSError, ImportError, AttributeError, RuntimeError) as error:
-        return str(error)
+    except (OSError, AttributeError, RuntimeError) as error:
+        return (
+            f"torch {torch.__version__} lacks what the compiled engine needs of torch >= 2.11: "
+            f"{error}"
+        )
+    return module
+
+
+def _module(path: Path) -> Any:
+    loader = ExtensionFileLoader("fused_sched.engines._native", str(path))
+    spec = importlib.util.spec_from_loader(loader.name, loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
     return module
 
 

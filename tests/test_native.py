@@ -1,0 +1,272 @@
+"""The compiled engine by itself: its layout, its variants, its threads, its build."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+import fused_sched
+from fused_sched.engines import native_build, native_engine
+from fused_sched.tables import layout
+from tests.cases import OPTIMIZERS
+from tests.training import FEW, OURS, case, named, set_grads
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run_python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | env,
+        capture_output=True,
+        text=True,
+    )
+
+
+# -- layout --------------------------------------------------------------------------------------
+
+
+def enumerations() -> dict[str, dict[str, int]]:
+    """Name -> number of every enum of csrc/layout.h."""
+    source = (ROOT / "csrc" / "layout.h").read_text(encoding="utf-8")
+    found = {}
+    for name, body in re.findall(r"enum (\w+) \{([^}]*)\}", source):
+        numbers, following = {}, 0
+        for entry in filter(None, (part.strip() for part in body.split(","))):
+            word, _, value = (part.strip() for part in entry.partition("="))
+            numbers[word] = int(value) if value else following
+            following = numbers[word] + 1
+        found[name] = numbers
+    return found
+
+
+@pytest.mark.parametrize("name", list(enumerations()))
+def test_header_restates_the_layout(name):
+    numbers = enumerations()[name]
+    if name in ("SgdColumn", "AdamColumn"):
+        columns = layout.SGD_COLUMNS if name == "SgdColumn" else layout.ADAM_COLUMNS
+        prefix = "SGD_" if name == "SgdColumn" else "ADAM_"
+        expected = {prefix + column.upper(): i for i, column in enumerate(columns)}
+    elif name == "Rule":
+        expected = {rule.upper(): number for rule, number in native_engine._RULES.items()}
+    elif name == "DType":
+        names = (str(dtype).removeprefix("torch.").upper() for dtype in native_engine._DTYPES)
+        expected = {dtype: number for number, dtype in enumerate(names)}
+    else:
+        expected = {word: getattr(layout, word) for word in numbers}
+    assert numbers == expected
+
+
+def test_layout_has_no_opcode_that_the_header_lacks():
+    opcodes = enumerations()["Opcode"]
+    assert list(opcodes.values()) == list(range(layout.PLATEAU + 1))
+
+
+# -- variants and threads ------------------------------------------------------------------------
+
+ISAS = ("avx512bf16", "avx512", "avx2", "baseline")
+
+TRAIN = """
+import torch, fused_sched
+from fused_sched.engines import native_engine
+from tests.cases import OPTIMIZERS, SHAPES
+from tests.training import OURS, set_grads
+torch.set_num_threads(1)
+assert native_engine.unavailable(torch.device("cpu")) is None
+results = {}
+for row in OPTIMIZERS:
+    for dtype in native_engine._DTYPES:
+        torch.manual_seed(0)
+        params = [shape.build(dtype) for shape in SHAPES]
+        opt = row.build(OURS, params)
+        for step in range(3):
+            set_grads(params, step)
+            opt.step()
+        results[row.id, str(dtype)] = [param.detach() for param in params]
+torch.save((native_engine.isa(), results), PATH)
+"""
+
+
+def trained(isa: str, path: Path) -> tuple[str, dict[Any, list[Tensor]]]:
+    """(the instruction set used, the params of every optimizer and dtype after three steps)."""
+    done = run_python(f"PATH = {str(path)!r}\n{TRAIN}", FUSED_SCHED_ISA=isa)
+    assert done.returncode == 0, done.stderr
+    return torch.load(path)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    return trained("", tmp_path_factory.mktemp("isa") / "best")
+
+
+def processor_has(isa: str) -> bool:
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    needs = {"avx512bf16": "avx512_bf16", "avx512": "avx512vl", "avx2": "avx2"}
+    return isa == "baseline" or needs[isa] in flags
+
+
+def test_best_instruction_set_is_taken(reference):
+    if not Path("/proc/cpuinfo").exists():
+        pytest.skip("no /proc/cpuinfo to compare with")
+    assert reference[0] == next(isa for isa in ISAS if processor_has(isa))
+
+
+@pytest.mark.parametrize("isa", ISAS[1:])
+def test_every_variant_computes_the_same(isa, reference, tmp_path):
+    if not processor_has(isa):
+        pytest.skip(f"this processor has no {isa}")
+    used, results = trained(isa, tmp_path / isa)
+    assert used == isa
+    for key, params in results.items():
+        for mine, best in zip(params, reference[1][key], strict=True):
+            # The same operations in the same order; only AVX512-BF16 rounds denormals to zero.
+            torch.testing.assert_close(mine, best, rtol=0, atol=1e-37, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("row", **named(FEW))
+def test_number_of_threads_changes_no_bit(row, dtype):
+    def run(threads: int) -> list[Tensor]:
+        torch.manual_seed(0)
+        sizes = (300_001, 70_000, 65_537, 3, 1, 0, 1_000)
+        params = [Parameter(torch.randn(size).to(dtype)) for size in sizes]
+        opt = row.build(OURS, params)
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            for step in range(3):
+                set_grads(params, step)
+                opt.step()
+        finally:
+            torch.set_num_threads(before)
+        return params
+
+    with fused_sched.use_engine("native"):
+        alone = run(1)
+        for threads in (2, 3, 8):
+            for mine, one in zip(run(threads), alone, strict=True):
+                assert torch.equal(mine, one)
+
+
+def test_denormals_of_bfloat16_are_at_most_lost():
+    param = Parameter(torch.full((40,), 1e-39, dtype=torch.bfloat16))
+    before = param.detach().clone()
+    param.grad = torch.zeros_like(param)
+    with fused_sched.use_engine("native"):
+        fused_sched.optim.SGD([param], lr=0.1).step()
+    assert all(value in (0.0, old) for value, old in zip(param.tolist(), before.tolist()))
+
+
+# -- memory --------------------------------------------------------------------------------------
+
+
+def test_tables_take_less_than_a_hundred_bytes_a_tensor():
+    params = [Parameter(torch.zeros(1)) for _ in range(1000)]
+    for param in params:
+        param.grad = torch.zeros(1)
+    opt = fused_sched.optim.AdamW(params)
+    with fused_sched.use_engine("native"):
+        opt.step()
+    (plan,) = opt._ledger.plans.values()
+    tables = (plan.table.addresses, plan.table.info, plan.table.chunks, plan.table.ends)
+    assert sum(table.nbytes for table in tables) + plan.block.offsets.nbytes < 100 * len(params)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("row", **named(OPTIMIZERS))
+def test_a_step_allocates_nothing(row):
+    params = [Parameter(torch.ones(size)) for size in (3, 70_000)]
+    opt = row.build(OURS, params)
+    for param in params:
+        param.grad = torch.ones_like(param)
+    with fused_sched.use_engine("native"):
+        opt.step()
+        assert opt._lean is not None
+        with torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+        ) as profile:
+            assert torch.autograd.profiler._is_profiler_enabled
+            # As between two steps of a run that nobody profiles.
+            torch.autograd.profiler._is_profiler_enabled = False
+            try:
+                assert opt._lean.step(opt)
+            finally:
+                torch.autograd.profiler._is_profiler_enabled = True
+    assert [e.key for e in profile.key_averages() if e.self_cpu_memory_usage > 0] == []
+
+
+# -- the build -----------------------------------------------------------------------------------
+
+USE = """
+import torch, fused_sched
+param = torch.nn.Parameter(torch.ones(3)); param.grad = torch.ones(3)
+opt = fused_sched.optim.AdamW([param]); opt.step()
+print(fused_sched.explain(opt).engine, fused_sched.explain(opt).reason)
+"""
+
+
+def test_first_use_compiles_once_and_says_so(tmp_path):
+    """Other flags make another library: the installed one is not it."""
+    env = {"XDG_CACHE_HOME": str(tmp_path), "FUSED_SCHED_CXXFLAGS": "-O1"}
+    first, second = run_python(USE, **env), run_python(USE, **env)
+    assert "{'cpu': 'native'}" in first.stdout, first.stderr
+    assert first.stderr == "fused_sched: compiling the CPU engine, once (a few seconds)\n"
+    assert (second.stdout, second.stderr) == (first.stdout, "")
+
+
+BAD_BUILDS = {
+    "no compiler": ({"PATH": "", "CXX": ""}, "it needs a C++ compiler and found none"),
+    "a compiler that fails": ({"CXX": "false"}, "compiling failed: "),
+    "no such compiler": ({"CXX": "no-such-compiler"}, "compiling failed: "),
+}
+
+
+@pytest.mark.parametrize("name", BAD_BUILDS)
+def test_bad_build_falls_back_in_one_line(name, tmp_path):
+    env, reason = BAD_BUILDS[name]
+    flags = {"XDG_CACHE_HOME": str(tmp_path), "FUSED_SCHED_CXXFLAGS": "-O1"}
+    done = run_python(USE, **flags, **env)
+    assert done.returncode == 0, done.stderr
+    assert "{'cpu': 'eager'}" in done.stdout
+    assert f"native: {reason}" in done.stdout
+    assert len(done.stdout.splitlines()) == 1
+
+
+OLD_TORCH = """
+import torch
+del torch.Tensor.__dlpack_c_exchange_api__
+from fused_sched.engines import native_engine
+print(native_engine.unavailable(torch.device("cpu")))
+"""
+
+
+def test_old_torch_is_named():
+    done = run_python(OLD_TORCH)
+    assert done.stdout.splitlines() == [
+        f"torch {torch.__version__} lacks what the compiled engine needs of torch >= 2.11: type "
+        "object 'Tensor' has no attribute '__dlpack_c_exchange_api__'"
+    ]
+
+
+def test_sources_are_found_and_named_by_their_content(monkeypatch):
+    folder = native_build.sources()
+    assert folder is not None
+    plain = native_build.cached(folder)
+    monkeypatch.setenv("FUSED_SCHED_CXXFLAGS", "-g")
+    assert native_build.cached(folder) != plain
+
+
+def test_native_is_the_default_on_cpu():
+    opt = case("SGD-momentum").build(OURS, [Parameter(torch.ones(3))])
+    told = fused_sched.explain(opt)
+    assert (told.engine, told.reason) == ({"cpu": "native"}, {"cpu": "the default on cpu"})
