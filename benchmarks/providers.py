@@ -19,9 +19,42 @@ from benchmarks.models import Model
 
 LR = 1e-4
 T_MAX = 10**7  # beyond every measurement: the schedule neither ends nor turns
-BYTES_PER_PARAM = 28  # AdamW in float32: read param, grad, both moments; write all but the grad
-STATE_TENSORS = 2
 WARM_UP_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained: an optimizer with its options, in a dtype.
+
+    A step reads param, gradient and state and writes all but the gradient.
+    """
+
+    optimizer: str
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Beside lr and weight decay."""
+        return {"momentum": 0.9} if self.optimizer == "SGD" else {}
+
+    @property
+    def state_tensors(self) -> int:
+        """Tensors of state for each param."""
+        return 1 if self.optimizer == "SGD" else 2
+
+    @property
+    def bytes_per_param(self) -> int:
+        """What a step has to move."""
+        return (3 + 2 * self.state_tensors) * self.dtype.itemsize
+
+    @property
+    def dtype_name(self) -> str:
+        """For example `float32`."""
+        return str(self.dtype).removeprefix("torch.")
+
+    def make(self, module: Any, groups: list[dict[str, Any]], **options: Any) -> Any:
+        """The optimizer of this name in a module."""
+        return getattr(module, self.optimizer)(groups, **self.options, **options)
 
 
 @dataclass(frozen=True)
@@ -30,14 +63,18 @@ class Workload:
 
     model: Model
     device: torch.device
+    task: Task
     params: list[list[Tensor]]
 
     @classmethod
-    def make(cls, model: Model, device: torch.device) -> "Workload":
-        """Random float32 parameters and gradients of the model's shapes."""
+    def make(cls, model: Model, device: torch.device, task: Task) -> "Workload":
+        """Random parameters and gradients of the model's shapes."""
         torch.manual_seed(0)
-        params = [[make_param(shape, device) for shape in group.shapes] for group in model.groups]
-        return cls(model, device, params)
+        params = [
+            [make_param(shape, device, task.dtype) for shape in group.shapes]
+            for group in model.groups
+        ]
+        return cls(model, device, task, params)
 
     def param_groups(self, tensor_lr: bool = False) -> list[dict[str, Any]]:
         """The optimizer's argument; with `tensor_lr`, each group has an lr tensor of its own."""
@@ -54,16 +91,16 @@ class Workload:
         return groups
 
 
-def make_param(shape: tuple[int, ...], device: torch.device) -> Tensor:
+def make_param(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
     """A leaf with a gradient."""
-    param = torch.randn(shape, device=device).mul_(0.02).requires_grad_()
-    param.grad = torch.randn(shape, device=device).mul_(1e-3)
+    param = torch.randn(shape, device=device).mul_(0.02).to(dtype).requires_grad_()
+    param.grad = torch.randn(shape, device=device).mul_(1e-3).to(dtype)
     return param
 
 
-def bytes_needed(model: Model, providers: int) -> int:
+def bytes_needed(model: Model, task: Task, providers: int) -> int:
     """Memory of params, grads, each provider's state, and one foreach step's two temporaries."""
-    return 4 * model.num_params * (2 + STATE_TENSORS * providers + 2)
+    return task.dtype.itemsize * model.num_params * (4 + task.state_tensors * providers)
 
 
 @dataclass(frozen=True)
@@ -75,13 +112,13 @@ class Provider:
 
 
 def build_torch(workload: Workload, replay: bool = False, **options: Any) -> Runner:
-    """Stock AdamW and CosineAnnealingLR.
+    """Stock torch's optimizer and CosineAnnealingLR.
 
     Capturable AdamW takes its lr as a tensor, which the scheduler fills from the host: under replay
     the scheduler runs outside the graph, since its host counters stand still inside.
     """
     groups = workload.param_groups(tensor_lr=options.get("capturable", False))
-    opt = torch.optim.AdamW(groups, **options)
+    opt = workload.task.make(torch.optim, groups, **options)
     sched = torch.optim.lr_scheduler.CosineAnnealingLR(opt, T_MAX)
     update: Callable[[], object] = opt.step
 
@@ -96,10 +133,10 @@ def build_torch(workload: Workload, replay: bool = False, **options: Any) -> Run
 
 
 def build_ours(workload: Workload, engine: str, fuse: bool, replay: bool = False) -> Runner:
-    """fused_sched's AdamW and CosineAnnealingLR on one engine; under replay all of it captured."""
+    """fused_sched's pair on one engine; under replay all of it captured."""
     context = partial(fused_sched.use_engine, engine)
     with context():
-        opt = fused_sched.optim.AdamW(workload.param_groups())
+        opt = workload.task.make(fused_sched.optim, workload.param_groups())
         sched = fused_sched.lr_scheduler.CosineAnnealingLR(opt, T_MAX)
         if fuse:
             fused_sched.fuse(opt, sched)
@@ -181,10 +218,14 @@ def left_out(device: torch.device) -> dict[str, str]:
     return reasons
 
 
-def all_providers(device: torch.device) -> dict[str, Provider]:
-    """Every provider that runs on this device, by name; torch's come first."""
+def all_providers(device: torch.device, task: Task) -> dict[str, Provider]:
+    """Every provider that runs on this device, by name; torch's come first.
+
+    Stock SGD has no capturable form: its lr would be frozen in the graph.
+    """
     skipped = left_out(device)
-    found = [*TORCH, *(TORCH_CUDA if device.type == "cuda" else ())]
+    capturable = device.type == "cuda" and task.optimizer != "SGD"
+    found = [*TORCH, *(TORCH_CUDA if capturable else ())]
     for engine in fused_sched.engines.available(device):
         if engine not in skipped:
             found += ours(engine, device)

@@ -29,7 +29,8 @@ class Row:
 
     Times are microseconds per step; `_low` and `_high` are the 20th and 80th percentile over the
     rounds. `to_default` and `to_fused` are this provider's time over torch default's and torch
-    fused's in the same round. `bytes` are those that a step has to move.
+    fused's in the same round, `to_limit` over that of a loop over the same bytes (on a CPU).
+    `bytes` are those that a step has to move.
     """
 
     model: str
@@ -45,6 +46,7 @@ class Row:
     to_fused_high: float
     bytes: int
     gb_per_s: float
+    to_limit: float | None
     copy_gb_per_s: float
     launches: int | None
 
@@ -90,7 +92,8 @@ def parse_row(cells: dict[str, str]) -> Row:
         key: cell if key in names else int(cell) if key in counts and cell else float(cell or "nan")
         for key, cell in cells.items()
     }
-    values["launches"] = values["launches"] if cells["launches"] else None
+    for key in ("launches", "to_limit"):
+        values[key] = values[key] if cells[key] else None
     return Row(**values)
 
 
@@ -123,21 +126,28 @@ def caption(result: Result) -> str:
     )
 
 
+def task(result: Result) -> str:
+    """What was trained, for example `AdamW and CosineAnnealingLR, float32`."""
+    return f"{result.record['optimizer']} and CosineAnnealingLR, {result.record['dtype']}"
+
+
 def full_report(result: Result) -> str:
     """Every number of a run."""
     header = (
         *("model", "provider", "time", "20 % ... 80 %"),
-        *("to torch default", "to torch fused", "20 % ... 80 %", "GB/s", "copy GB/s", "launches"),
+        *("to torch default", "to torch fused", "20 % ... 80 %", "to limit"),
+        *("GB/s", "copy GB/s", "launches"),
     )
     table = markdown_table(header, (full_cells(row) for row in result.rows), texts=2)
     models = "".join(f"* {name}: {text}\n" for name, text in result.models.items())
     absent = "".join(f"* not measured: {name}: {why}\n" for name, why in result.left_out.items())
     return (
         f"# opt.step(); sched.step()\n\n{caption(result)}\n\n"
-        "AdamW and CosineAnnealingLR, float32. Times are medians over interleaved rounds, ratios "
-        "are medians of the ratios within a round. GB/s counts the bytes a step has to move (28 "
-        "per parameter); copy GB/s is this machine's own rate, measured in the same rounds (on a "
-        "CPU a step may exceed it: a copy also reads what it overwrites, uncounted).\n\n"
+        f"{task(result)}. Times are medians over interleaved rounds, ratios are medians of the "
+        "ratios within a round. To limit: over the time of a loop on the same threads that moves "
+        "the same bytes and computes next to nothing. GB/s counts the bytes a step has to move; "
+        "copy GB/s is this machine's own rate, measured in the same rounds (on a CPU a step may "
+        "exceed it: a copy also reads what it overwrites, uncounted).\n\n"
         f"{models}{absent}\n{table}"
     )
 
@@ -152,6 +162,7 @@ def full_cells(row: Row) -> tuple[str, ...]:
         f"{row.to_default:.2f}",
         f"{row.to_fused:.2f}",
         f"{row.to_fused_low:.2f} ... {row.to_fused_high:.2f}",
+        "" if row.to_limit is None else f"{row.to_limit:.2f}",
         f"{row.gb_per_s:.1f}",
         f"{row.copy_gb_per_s:.1f}",
         "" if row.launches is None else str(row.launches),
@@ -194,13 +205,13 @@ def limited_by_memory(row: Row) -> bool:
 def readme_block(results: dict[str, Result]) -> str:
     """The text between the markers; `results` by the name of their JSON file."""
     sections = [
-        f"<!-- bench:source {name} -->\n{caption(result)}\n\n{compact_table(result)}"
+        f"<!-- bench:source {name} -->\n**{task(result)}.** {caption(result)}\n\n"
+        f"{compact_table(result)}"
         for name, result in results.items()
     ]
     note = (
-        "Time of `opt.step(); sched.step()` (AdamW, CosineAnnealingLR, float32), its ratio to "
-        "torch fused in the same round, and where memory limits the GB/s of counted bytes. "
-        "All numbers: `benchmarks/results/`.\n"
+        "Time of `opt.step(); sched.step()`, its ratio to torch fused in the same round, and where "
+        "memory limits the GB/s of counted bytes. All numbers: `benchmarks/results/`.\n"
     )
     return "\n".join([START, note, *sections]) + END
 

@@ -1,6 +1,7 @@
 """How long does `opt.step(); sched.step()` take, beside torch's ways to do the same?
 
-    python -m benchmarks.step [--quick] [--out DIR] [--models NAME ...] [--providers NAME ...]
+    python -m benchmarks.step [--quick] [--optimizer NAME] [--dtype NAME] [--out DIR]
+        [--models NAME ...] [--providers NAME ...]
 
 Writes a CSV, a JSON (machine, versions, commit), a markdown table and a PNG, named after the
 device; with `--quick` few rounds, and names that say so.
@@ -18,8 +19,10 @@ import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
+from benchmarks.limit import limit_runner
 from benchmarks.measure import (
     Effort,
+    Runner,
     Spread,
     copy_rate,
     copy_runner,
@@ -31,8 +34,8 @@ from benchmarks.measure import (
 )
 from benchmarks.models import MODELS, Model
 from benchmarks.providers import (
-    BYTES_PER_PARAM,
     Provider,
+    Task,
     Workload,
     all_providers,
     bytes_needed,
@@ -42,30 +45,39 @@ from benchmarks.report import RESULTS, Result, Row, full_report
 
 FULL = Effort(rounds=25, batch_seconds=0.02)
 QUICK = Effort(rounds=5, batch_seconds=0.01)
-DEFAULT, FUSED, COPY = "torch default", "torch fused", "copy"
+DEFAULT, FUSED, COPY, LIMIT = "torch default", "torch fused", "copy", "memory limit"
 
 
 def measure_model(
-    model: Model, providers: Sequence[Provider], device: torch.device, effort: Effort
+    model: Model, task: Task, providers: Sequence[Provider], device: torch.device, effort: Effort
 ) -> list[Row]:
     """A row for each provider, all measured by turns on the same parameters."""
-    workload = Workload.make(model, device)
+    workload = Workload.make(model, device, task)
     runners = {provider.name: provider.build(workload) for provider in providers}
-    samples = interleave({**runners, COPY: copy_runner(device)}, device, effort)
+    samples = interleave({**runners, **limits(workload)}, device, effort)
     return [
-        make_row(model, name, samples, count_launches(runner, device))
+        make_row(model, task, name, samples, count_launches(runner, device))
         for name, runner in runners.items()
     ]
 
 
+def limits(workload: Workload) -> dict[str, Runner]:
+    """What memory allows, in the same rounds: a copy; on a CPU also a loop over the same bytes."""
+    runners = {COPY: copy_runner(workload.device)}
+    if workload.device.type == "cpu":
+        runners[LIMIT] = limit_runner(workload)
+    return runners
+
+
 def make_row(
-    model: Model, name: str, samples: Mapping[str, list[float]], launches: int | None
+    model: Model, task: Task, name: str, samples: Mapping[str, list[float]], launches: int | None
 ) -> Row:
     """Summarise one provider's samples; sample i of all providers is of round i."""
     time = Spread.of([seconds * 1e6 for seconds in samples[name]])
     to_default = Spread.of(ratios(samples[name], samples[DEFAULT]))
     to_fused = Spread.of(ratios(samples[name], samples[FUSED]))
-    moved = BYTES_PER_PARAM * model.num_params
+    to_limit = Spread.of(ratios(samples[name], samples[LIMIT])) if LIMIT in samples else None
+    moved = task.bytes_per_param * model.num_params
     return Row(
         model=model.name,
         provider=name,
@@ -80,6 +92,7 @@ def make_row(
         to_fused_high=round(to_fused.high, 4),
         bytes=moved,
         gb_per_s=round(moved / time.median / 1e3, 3),
+        to_limit=None if to_limit is None else round(to_limit.median, 4),
         copy_gb_per_s=round(copy_rate(Spread.of(samples[COPY]).median), 3),
         launches=launches,
     )
@@ -97,9 +110,9 @@ def release(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def too_big(model: Model, providers: int, device: torch.device) -> str | None:
+def too_big(model: Model, task: Task, providers: int, device: torch.device) -> str | None:
     """Why the model does not fit in memory, if so."""
-    needed, free = bytes_needed(model, providers), free_memory(device)
+    needed, free = bytes_needed(model, task, providers), free_memory(device)
     if free is None or needed < free:
         return None
     return f"needs {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free"
@@ -107,6 +120,7 @@ def too_big(model: Model, providers: int, device: torch.device) -> str | None:
 
 def measure_all(
     models: Sequence[Model],
+    task: Task,
     providers: Sequence[Provider],
     device: torch.device,
     effort: Effort,
@@ -116,15 +130,16 @@ def measure_all(
 
     The files are written after each model: a run that is stopped leaves what it has.
     """
-    result = Result(asdict(record_here(device)), {}, left_out(device), [])
+    trained = {"optimizer": task.optimizer, "dtype": task.dtype_name}
+    result = Result(asdict(record_here(device)) | trained, {}, left_out(device), [])
     for model in models:
         print(f"{model.name}: {model.describe()}", file=sys.stderr, flush=True)
-        reason = too_big(model, len(providers), device)
+        reason = too_big(model, task, len(providers), device)
         if reason:
             result.left_out[model.name] = reason
             print(f"    left out: {reason}", file=sys.stderr)
             continue
-        result.rows.extend(measure_model(model, providers, device, effort))
+        result.rows.extend(measure_model(model, task, providers, device, effort))
         result.models[model.name] = model.describe()
         result.save(stem)
         release(device)
@@ -167,15 +182,17 @@ def draw(result: Result, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def file_stem(device: torch.device, quick: bool) -> str:
-    """For example `step-nvidia-h200` or `step-nvidia-h200-quick`."""
+def file_stem(device: torch.device, task: Task, quick: bool) -> str:
+    """For example `step-nvidia-h200-adamw-float32` or `step-nvidia-h200-sgd-float32-quick`."""
     slug = re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
-    return f"step-{slug}{'-quick' * quick}"
+    return f"step-{slug}-{task.optimizer.lower()}-{task.dtype_name}{'-quick' * quick}"
 
 
-def chosen_providers(names: Sequence[str] | None, device: torch.device) -> list[Provider]:
+def chosen_providers(
+    names: Sequence[str] | None, device: torch.device, task: Task
+) -> list[Provider]:
     """Those named, or all; always with the two that ratios refer to."""
-    providers = all_providers(device)
+    providers = all_providers(device, task)
     unknown = set(names or ()) - set(providers)
     if unknown:
         raise SystemExit(f"no such provider: {sorted(unknown)}; there are {list(providers)}")
@@ -187,6 +204,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Measure opt.step(); sched.step().")
     parser.add_argument("--quick", action="store_true", help="few rounds")
+    parser.add_argument("--optimizer", choices=("AdamW", "Adam", "SGD"), default="AdamW")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the results")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--providers", nargs="+", metavar="NAME", help="default: all")
@@ -199,11 +218,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure, write the files, print the table."""
     options = parse_arguments(arguments)
     device = torch.device(options.device)
-    providers = chosen_providers(options.providers, device)
+    task = Task(options.optimizer, getattr(torch, options.dtype))
+    providers = chosen_providers(options.providers, device, task)
     models = [MODELS[name] for name in options.models]
-    stem = options.out / file_stem(device, options.quick)
+    stem = options.out / file_stem(device, task, options.quick)
     effort = QUICK if options.quick else FULL
-    result = measure_all(models, providers, device, effort, stem)
+    result = measure_all(models, task, providers, device, effort, stem)
     draw(result, options.out / f"{stem.name}.png")
     print(full_report(result))
     return 0

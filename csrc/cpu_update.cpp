@@ -20,6 +20,8 @@ constexpr int kBlock = 1024;        // elements of one block: its buffers stay i
 constexpr int64_t kInline = 32768;  // elements up to which one thread is the quickest
 constexpr int64_t kChunk = 65536;   // elements that a thread takes at a time
 
+constexpr int kAhead = 8;           // cache lines of each array of the next tensor
+
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // A vector of elements of storage type T through the rule.
@@ -152,6 +154,7 @@ class Launch {
   // Elements begin ... end of the tensors laid end to end.
   void update(int64_t begin, int64_t end, Rules<Rule>& rules) const {
     for (int64_t t = tensor_at(begin); begin < end; ++t) {
+      fetch_ahead(t + 1);
       const int64_t first = t == 0 ? 0 : ends_[t - 1];
       const int64_t stop = smaller(end, ends_[t]);
       if (stop > begin) {
@@ -160,6 +163,17 @@ class Launch {
         else update_tensor<float>(t, kind, begin - first, stop - first, rules);
       }
       begin = stop;
+    }
+  }
+
+  // The start of a tensor's arrays, while the one before is computed: the processor's own prefetch
+  // does not cross the border of a page.
+  void fetch_ahead(int64_t t) const {
+    if (t >= args_.tensors || address(GRAD, t) == 0) return;
+    for (int slot = PARAM; slot < SLOTS; ++slot) {
+      const char* start = reinterpret_cast<const char*>(address(slot, t));
+      if (start == nullptr) continue;
+      for (int line = 0; line < kAhead; ++line) __builtin_prefetch(start + 64 * line, 1);
     }
   }
 
