@@ -25,7 +25,7 @@ def step_scheduler(ledger: Ledger, scheduler: Any, *args: Any, **kwargs: Any) ->
         ledger.refresh()
         with ledger.host_only():
             scheduler._host_step(*args, **kwargs)
-        ledger.upload()
+        ledger.follow(scheduler)
         ledger.lean.keep_schedule(ledger, scheduler)
 
 

@@ -185,19 +185,35 @@ class Ledger:
         self._since_upload = 0
         if not plans and not self.schedules.fused:
             return
+        record = self._record()
+        groups = record.shape[1]
+        with self.host_only():
+            programs, explicit = self.schedules.lower(groups, self.programs)
+        if self.captured and not all(plan.fits(groups, programs) for plan in plans):
+            raise RuntimeError(f"The schedule program changed its size, but {RELEASE}.")
+        self.programs, self.schedules.explicit = programs, explicit
+        for plan in plans:
+            if not plan.fits(groups, self.programs):
+                self.refresh_clock()
+                plan.build_block(len(self.schedules.columns), groups, self.programs)
+            plan.send_values(record, self.programs)
+
+    def follow(self, scheduler: Any) -> None:
+        """A scheduler has stepped on the host: send what it may have changed."""
+        positions = self.schedules.fused or self.schedules.program_of(scheduler) is not None
+        if positions or self.captured:
+            self.upload()
+            return
+        record = self._record()
+        for plan in self.blocks():
+            plan.send_record(record)
+
+    def _record(self) -> Tensor:
+        """The groups' values, float64 [columns, groups]."""
         with self.host_only():
             groups = self.optimizer.param_groups
             encoded = [self.encode(dict(dict.items(group))) for group in groups]
-            programs, explicit = self.schedules.lower(len(groups), self.programs)
-        if self.captured and not all(plan.fits(len(groups), programs) for plan in plans):
-            raise RuntimeError(f"The schedule program changed its size, but {RELEASE}.")
-        self.programs, self.schedules.explicit = programs, explicit
-        record = torch.tensor(encoded, dtype=torch.float64).t().contiguous()
-        for plan in plans:
-            if not plan.fits(len(groups), self.programs):
-                self.refresh_clock()
-                plan.build_block(len(self.schedules.columns), len(groups), self.programs)
-            plan.send_values(record, self.programs)
+        return torch.tensor(encoded, dtype=torch.float64).t().contiguous()
 
     def reprogram(self) -> None:
         """A scheduler's attributes changed: send its row anew."""

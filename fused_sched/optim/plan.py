@@ -98,6 +98,12 @@ class Plan:
                 send(self.block.programs[number].aux[: program.aux.numel()], program.aux)
                 self._sent[number] = program.aux
 
+    def send_record(self, record: Tensor) -> None:
+        """Send every group's values, and nothing else."""
+        assert self.block is not None
+        self.join_stream()
+        self.block.send_record(record)
+
     def write(self, group: int, values: Mapping[int, float]) -> None:
         """Send one group's values, by column."""
         assert self.block is not None

@@ -138,6 +138,10 @@ class Block:
             part[: value.numel()].copy_(value.reshape(-1))
         send(self.memory[self._values_start :], host)
 
+    def send_record(self, record: Tensor) -> None:
+        """Write both halves of the record, from float64 ``[columns, groups]``."""
+        send(self.record, torch.stack((record, record)))
+
     def write(self, column: int, group: int, value: float) -> None:
         """One hyperparameter into both halves, its value riding in the launch's arguments."""
         self.record[:, column, group].fill_(value)
