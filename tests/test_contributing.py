@@ -18,9 +18,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-PIECE = re.compile(r"`(fused_sched/[\w/]+\.py|tests/[\w/]+\.py)`|^```(\w+)\n(.*?)^```", re.S | re.M)
+FILE = r"(?:fused_sched|tests)/[\w/]+\.py|csrc/\w+\.\w+"
+PIECE = re.compile(rf"`({FILE})`|^```(\w+)\n(.*?)^```", re.S | re.M)
 
-TRY_BOTH = """
+TRY_ALL = """
 import math
 
 import torch
@@ -40,14 +41,14 @@ def train(optim, steps=5):
 
 
 stock, stock_opt = train(torch.optim)
-for engine in ("eager", "triton"):
+for engine in ("eager", "native", "triton"):
     with fused_sched.use_engine(engine):
         ours, opt = train(fused_sched.optim)
     torch.testing.assert_close(ours, stock, rtol=1e-6, atol=1e-6)
     assert opt.state_dict().keys() == stock_opt.state_dict().keys()
     assert opt.state[ours[0]].keys() == stock_opt.state[stock[0]].keys()
 
-for engine in ("eager", "triton"):
+for engine in ("eager", "native", "triton"):
     with fused_sched.use_engine(engine):
         param = torch.nn.Parameter(torch.ones(1))
         opt = fused_sched.optim.SGD([param], lr=0.1)
@@ -94,9 +95,10 @@ def apply_diff(path: Path, text: str) -> None:
 def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the package with both examples in it."""
     target = tmp_path_factory.mktemp("extended")
-    shutil.copytree(ROOT / "fused_sched", target / "fused_sched")
+    for folder in ("fused_sched", "csrc"):
+        shutil.copytree(ROOT / folder, target / folder)
     for name, language, text in blocks():
-        if name.startswith("fused_sched/"):
+        if not name.startswith("tests/"):
             path = target / name
             if language == "diff":
                 apply_diff(path, text)
@@ -106,11 +108,12 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def test_examples_work_on_the_package_as_it_is(extended):
+def test_examples_work_on_the_package_as_it_is(extended, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-c", TRY_BOTH],
+        [sys.executable, "-c", TRY_ALL],
         cwd=extended,
-        env=os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(extended)},
+        env=os.environ
+        | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(extended), "XDG_CACHE_HOME": str(tmp_path)},
         capture_output=True,
         text=True,
     )
