@@ -12,7 +12,7 @@ PIP := $(PY) -m pip --disable-pip-version-check install --quiet
 has_torch = $(1) -c 'import torch; \
 	raise SystemExit(tuple(map(int, torch.__version__.split(".")[:2])) < (2, 11))' >/dev/null 2>&1
 
-.PHONY: demo test lint bench gpu static clean
+.PHONY: demo test lint bench gpu static sanitize clean
 
 demo: .venv/.ready
 	$(PY) examples/train_digits.py
@@ -27,11 +27,17 @@ lint: .venv/.ready
 
 bench: .venv/.ready
 	$(PY) -m benchmarks.step --quick
+	$(PY) -m benchmarks.step --quick --dtype bfloat16
+	$(PY) -m benchmarks.step --quick --optimizer SGD
 	$(PY) -m benchmarks.report
 
 # What a compiled kernel must hold to; needs Triton, no GPU.
 static: .venv/.ready
 	$(PY) -m benchmarks.static
+
+# The CPU engine under AddressSanitizer and UndefinedBehaviorSanitizer; about 5 minutes.
+sanitize: .venv/.ready
+	bash tests/sanitize.sh $(PY)
 
 # No network, no .venv: the python3 at hand, which has torch, triton, pytest, hypothesis.
 gpu:
