@@ -17,6 +17,7 @@ class BuildNative(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name))
+        target.unlink(missing_ok=True)  # of an earlier build
         try:
             BUILD["compile_library"](ROOT / "csrc", target)
         except BUILD["BuildError"] as error:
