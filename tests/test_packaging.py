@@ -29,10 +29,18 @@ torch.testing.assert_close(ours, theirs)
 """
 
 
-def run_python(*args: str, **env: str) -> str:
-    """Standard output of a fresh interpreter in the repository's root."""
+DEFAULT_ENGINE = """
+import torch
+import fused_sched
+opt = fused_sched.optim.SGD([torch.nn.Parameter(torch.ones(1))])
+print(fused_sched.__file__, fused_sched.explain(opt).engine["cpu"])
+"""
+
+
+def run_python(*args: str, cwd: Path = ROOT, **env: str) -> str:
+    """Standard output of a fresh interpreter, in the repository's root."""
     done = subprocess.run(
-        [sys.executable, *args], cwd=ROOT, env=os.environ | env, capture_output=True, text=True
+        [sys.executable, *args], cwd=cwd, env=os.environ | env, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -61,10 +69,26 @@ def test_public_names_resolve():
     assert [name for name in fused_sched.__all__ if not hasattr(fused_sched, name)] == []
 
 
-def test_build_ships_every_module_and_the_type_marker(built):
+def test_build_ships_every_module_the_type_marker_and_the_sources(built):
     modules = {path.relative_to(ROOT) for path in (ROOT / "fused_sched").rglob("*.py")}
+    sources = {Path("fused_sched") / path.relative_to(ROOT) for path in (ROOT / "csrc").iterdir()}
     shipped = {path.relative_to(built) for path in built.rglob("*") if path.is_file()}
-    assert shipped == modules | {Path("fused_sched/py.typed")}
+    assert shipped == modules | sources | {Path("fused_sched/py.typed")}
+
+
+def test_shipped_sources_are_compiled_at_the_first_use(built, tmp_path):
+    env = {"PYTHONPATH": str(built), "XDG_CACHE_HOME": str(tmp_path), "TRITON_INTERPRET": "0"}
+    told = run_python("-c", DEFAULT_ENGINE, cwd=tmp_path, **env)
+    assert told.split() == [str(built / "fused_sched" / "__init__.py"), "native"]
+    (library,) = tmp_path.rglob("*.so")
+    assert library.stat().st_size > 0
+
+
+@pytest.mark.parametrize(("compiler", "libraries"), [("", 1), ("false", 0)])
+def test_build_compiles_the_engine_or_goes_on_without(compiler, libraries, tmp_path):
+    folders = ("--build-lib", str(tmp_path / "lib"), "--build-temp", str(tmp_path / "temp"))
+    run_python("setup.py", "--quiet", "build_ext", *folders, CXX=compiler)
+    assert len(list(tmp_path.rglob("_native.abi3.so"))) == libraries
 
 
 def test_trains_where_triton_is_not_importable():
