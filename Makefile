@@ -3,6 +3,7 @@
 PYTHON ?= python3
 TORCH  := torch==2.13.0
 TRITON := triton==3.7.1
+FRAMES := lightning accelerate transformers
 TOOLS  := pytest pytest-xdist hypothesis numpy matplotlib scikit-learn tqdm \
           "ruff~=0.17.0" "mypy~=2.4" "setuptools>=64" wheel ninja
 
@@ -55,6 +56,6 @@ clean:
 		$$($(call has_torch,$(PYTHON)) && echo --system-site-packages) .venv
 	$(call has_torch,$(PY)) || $(PIP) $(TORCH)
 	$(PY) -c 'import triton' 2>/dev/null || [ "$$(uname -sm)" != "Linux x86_64" ] || $(PIP) $(TRITON)
-	$(PIP) $(TOOLS)
+	$(PIP) $(TOOLS) $(FRAMES)
 	$(PIP) --no-build-isolation --no-deps -e .
 	touch $@

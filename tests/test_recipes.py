@@ -1,0 +1,38 @@
+"""The recipes of examples/recipes run as a user runs them, and compare themselves with torch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = sorted((ROOT / "examples" / "recipes").glob("*.py"))
+FRAMEWORKS = {
+    "accelerate_loop": "accelerate",
+    "distributed": "torch.distributed",
+    "lightning_trainer": "lightning",
+    "transformers_trainer": "transformers",
+}
+
+
+def test_every_recipe_is_here():
+    assert [path.stem for path in RECIPES] == list(FRAMEWORKS)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipe_agrees_with_stock_torch(recipe, tmp_path):
+    pytest.importorskip(FRAMEWORKS[recipe.stem], reason="the framework is not installed")
+    done = subprocess.run(
+        [sys.executable, str(recipe)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "0"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "with stock torch" in done.stdout
