@@ -160,6 +160,21 @@ FS_INLINE double plateau(double v, double metric, const Cell& c) {
   return reduce && v - lower > c[P2] ? lower : v;
 }
 
+FS_INLINE double piece_value(double e, const double* piece) {
+  const double x = (e + piece[SHIFT]) / piece[LENGTH];
+  if (piece[SORT] == POWER_PIECE) return pow(x, piece[POWER]);
+  double turns = piece[POWER] * x;
+  if (piece[SORT] == RESTARTING_PIECE) turns -= floor(turns);
+  return cos(kPi * turns);
+}
+
+FS_INLINE double piecewise(double e, const Cell& c) {
+  const double* piece = c.aux + c.op[AUX_START];
+  while (e >= piece[END]) piece += PIECE_WORDS;
+  const double factor = piece[OFFSET] + piece[HEIGHT] * piece_value(e, piece);
+  return c[BASE] * (factor > 0.0 ? factor : 0.0);
+}
+
 FS_INLINE double evaluate(double v, int64_t epoch, int64_t count, bool restart, double metric,
                           const Cell& c, int64_t* clock) {
   const double e = static_cast<double>(epoch);
@@ -178,6 +193,7 @@ FS_INLINE double evaluate(double v, int64_t epoch, int64_t count, bool restart, 
     case TABLE_FACTOR: return table(v, epoch, c, clock);
     case SWA: return swa(v, count, c);
     case PLATEAU: return plateau(v, metric, c);
+    case PIECEWISE: return piecewise(e, c);
     default: return v;
   }
 }

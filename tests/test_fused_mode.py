@@ -625,3 +625,15 @@ def test_change_that_a_graph_cannot_follow_is_refused_and_leaves_the_rest(launch
     for _ in range(2):
         side.step()
     assert side.opt.param_groups[0]["lr"] == pytest.approx(0.01)
+
+
+def test_first_step_of_a_warm_up_from_zero_counts(engine):
+    """lr 0 in every group before a first step is not always a checkpoint's probe."""
+    param = torch.nn.Parameter(torch.ones(1))
+    opt = fused_sched.optim.SGD([param], lr=0.5)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(opt, lambda epoch: epoch / 4)
+    fused_sched.fuse(opt, scheduler)
+    for step in range(1, 4):
+        param.grad = torch.ones(1)
+        opt.step()
+        assert opt.param_groups[0]["lr"] == 0.5 * step / 4

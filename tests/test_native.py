@@ -16,6 +16,7 @@ from torch.nn import Parameter
 
 import fused_sched
 from fused_sched.engines import native_build, native_engine
+from fused_sched.lr_scheduler.known_lambdas import Piece
 from fused_sched.tables import layout
 from tests.cases import OPTIMIZERS
 from tests.training import FEW, OURS, case, named, set_grads
@@ -57,19 +58,23 @@ def test_header_restates_the_layout(name):
         columns = layout.SGD_COLUMNS if name == "SgdColumn" else layout.ADAM_COLUMNS
         prefix = "SGD_" if name == "SgdColumn" else "ADAM_"
         expected = {prefix + column.upper(): i for i, column in enumerate(columns)}
+    elif name == "PieceWord":
+        fields = Piece._fields
+        expected = dict(zip(numbers, [*range(len(fields)), layout.PIECE_WORDS], strict=True))
+        assert len(fields) == layout.PIECE_WORDS
     elif name == "Rule":
         expected = {rule.upper(): number for rule, number in native_engine._RULES.items()}
     elif name == "DType":
         names = (str(dtype).removeprefix("torch.").upper() for dtype in native_engine._DTYPES)
         expected = {dtype: number for number, dtype in enumerate(names)}
     else:
-        expected = {word: getattr(layout, word) for word in numbers}
+        expected = {word: getattr(layout, word, None) for word in numbers}
     assert numbers == expected
 
 
 def test_layout_has_no_opcode_that_the_header_lacks():
     opcodes = enumerations()["Opcode"]
-    assert list(opcodes.values()) == list(range(layout.PLATEAU + 1))
+    assert list(opcodes.values()) == list(range(layout.PIECEWISE + 1))
 
 
 # -- variants and threads ------------------------------------------------------------------------

@@ -34,6 +34,9 @@ from .constants import (
     P7,
     P8,
     P9,
+    PIECE_WORDS,
+    POWER_PIECE,
+    RESTARTING_PIECE,
     S0,
     S1,
     S2,
@@ -280,3 +283,32 @@ def plateau(v, metric, row, mode):
     lower = v * load_word(row, P0)
     lower = tl.where(floor > lower, floor, lower)
     return tl.where(reduce & (v - lower > load_word(row, P2)), lower, v)
+
+
+@triton.jit
+def piece(e, op, aux_ptr):
+    """Address of the piece that e lies in: (end, kind, shift, length, p, a, b)."""
+    at = tl.load(op + AUX_START)
+    while e >= tl.load(aux_ptr + at):
+        at += PIECE_WORDS
+    return aux_ptr + at
+
+
+@triton.jit
+def piecewise_argument(v, e, piece_ptr):
+    """(what g takes: x, or pi p x, or pi times the fraction of p x; cosines to take of it)."""
+    kind = tl.load(piece_ptr + 1)
+    x = (e + tl.load(piece_ptr + 2)) / tl.load(piece_ptr + 3)
+    turns = tl.load(piece_ptr + 4) * x
+    turns = tl.where(kind == RESTARTING_PIECE, turns - tl.floor(turns), turns)
+    argument = tl.where(kind == POWER_PIECE, x, turns * PI)
+    return v * 0.0 + argument, tl.where(kind == POWER_PIECE, 0, 1)
+
+
+@triton.jit
+def piecewise(c0, row, piece_ptr):
+    """Schedules in pieces: base * max(0, a + b g), g = x ** p or the cosine c0."""
+    raised = power(c0, tl.load(piece_ptr + 4))
+    g = tl.where(tl.load(piece_ptr + 1) == POWER_PIECE, raised, c0)
+    factor = tl.load(piece_ptr + 5) + tl.load(piece_ptr + 6) * g
+    return load_word(row, BASE) * tl.where(factor > 0.0, factor, 0.0)

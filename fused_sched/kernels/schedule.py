@@ -32,6 +32,7 @@ from .constants import (
     OP_WORDS,
     OPCODE,
     P0,
+    PIECEWISE,
     PLATEAU,
     POLYNOMIAL,
     RESTART,
@@ -80,7 +81,7 @@ def _child(op, r, epoch, aux_ptr):
 
 
 @triton.jit
-def _angles(v, op, row, opcode, mode, epoch, count, restart, clock_ptr):
+def _angles(v, op, row, opcode, mode, epoch, count, restart, aux_ptr, clock_ptr):
     """(x0, x1, how many of them are angles). See Note [One cosine]."""
     e = epoch.to(tl.float64)
     x0 = v
@@ -103,6 +104,9 @@ def _angles(v, op, row, opcode, mode, epoch, count, restart, clock_ptr):
             x0 *= PI
             x1 *= PI
             angles += 2
+    elif opcode == PIECEWISE:
+        x0, taken = opcodes.piecewise_argument(v, e, opcodes.piece(e, op, aux_ptr))
+        angles += taken
     return x0, x1, angles
 
 
@@ -111,7 +115,7 @@ def _evaluate(v, op, row, opcode, epoch, count, restart, metric, aux_ptr, clock_
     """The value of one row after its advance."""
     mode = tl.load(op + MODE).to(tl.int32)
     c0, c1, angles = _angles(
-        v, op, row, opcode, mode, epoch, count, restart, clock_ptr
+        v, op, row, opcode, mode, epoch, count, restart, aux_ptr, clock_ptr
     )  # fmt: skip
     c0, c1 = cosines(c0, c1, angles)
     e = epoch.to(tl.float64)
@@ -140,6 +144,8 @@ def _evaluate(v, op, row, opcode, epoch, count, restart, metric, aux_ptr, clock_
         value = opcodes.swa(v, c0, c1, row, mode)
     elif opcode == PLATEAU:
         value = opcodes.plateau(v, metric, row, mode)
+    elif opcode == PIECEWISE:
+        value = opcodes.piecewise(c0, row, opcodes.piece(e, op, aux_ptr))
     return value
 
 

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from fused_sched.optim.schedules import NO_FORM
 from fused_sched.tables import layout
-from fused_sched.tables.program import Row, Segments
+from fused_sched.tables.program import Row, Segments, table_of
 
 from .base import DeviceScheduler, base_lrs
+from .known_lambdas import Piece, pieces_of
 from .table import copied
 
 
@@ -68,6 +69,8 @@ class _Lambdas(DeviceScheduler):
 class LambdaLR(_Lambdas, torch.optim.lr_scheduler.LambdaLR):
     r"""lr is its base times a function of the epoch: :math:`\gamma_e = \gamma_0 \lambda(e)`.
 
+    The schedules of ``transformers.get_scheduler`` are known: they need no horizon.
+
     Args:
         horizon: epochs that are computed ahead when the schedule is fused or captured (default
             10,000). An eager run renews the table by itself; a captured graph holds the last value
@@ -80,6 +83,22 @@ class LambdaLR(_Lambdas, torch.optim.lr_scheduler.LambdaLR):
 
     def _scales(self) -> list[float]:
         return base_lrs(self)
+
+    def _pieces(self) -> tuple[Piece, ...] | None:
+        """What all groups' callables are, if transformers made them alike."""
+        first, *others = (pieces_of(call) for call in self.lr_lambdas)
+        return first if all(pieces == first for pieces in others) else None
+
+    def _tabulated(self) -> bool:
+        return self._changed() or self._pieces() is None
+
+    def _lower(self, child: bool) -> Segments | None:
+        pieces = None if self._changed() else self._pieces()
+        if pieces is None or len(self.lr_lambdas) != len(self.optimizer.param_groups):
+            return super()._lower(child)
+        table = table_of(*(word for piece in pieces for word in piece))
+        row = Row(layout.PIECEWISE, {layout.BASE: base_lrs(self)}, aux=table)
+        return {self.hyper: [self._placed(row, child)]}
 
 
 class MultiplicativeLR(_Lambdas, torch.optim.lr_scheduler.MultiplicativeLR):

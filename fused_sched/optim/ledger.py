@@ -226,6 +226,7 @@ class Ledger:
         """Let a scheduler advance in the optimizer's launch from here on."""
         self.refuse_if_captured("fuse()")
         self.refresh()
+        self.zeroed.clear()  # by a scheduler that warms up from 0, not by a checkpoint's probe
         before = list(self.schedules.fused)
         self.schedules.fuse(Fused(scheduler, interval, on_skip))
         try:

@@ -76,7 +76,8 @@ LANES = 128
     TABLE_FACTOR,
     SWA,
     PLATEAU,
-) = range(17)
+    PIECEWISE,
+) = range(18)
 
 # MODE of CYCLIC
 TRIANGULAR, TRIANGULAR2, EXP_RANGE = range(3)
@@ -84,6 +85,11 @@ TRIANGULAR, TRIANGULAR2, EXP_RANGE = range(3)
 ANNEAL_COS, ANNEAL_LINEAR = range(2)
 # MODE of PLATEAU
 MIN_REL, MIN_ABS, MAX_REL, MAX_ABS = range(4)
+
+# A PIECEWISE row's table: for each piece (end, kind, shift, length, p, a, b), float64
+PIECE_WORDS = 7
+# kind of a piece
+POWER_PIECE, COSINE_PIECE, RESTARTING_PIECE = range(3)
 
 # -- the hyper record: float64 [2, columns, groups], per optimizer -------------------------------
 LR_COLUMN = 0
