@@ -224,7 +224,7 @@ class StateKeeper:
         """The state of a checkpoint, every tensor in its own dtype, on its param's device.
 
         Raises:
-            ValueError: a state tensor has another shape than its param.
+            ValueError: a state tensor has another shape than its param, or is not there.
         """
         state: defaultdict[Any, Entry] = defaultdict(dict)
         params = [(p, group) for group in groups for p in group["params"]]
@@ -238,6 +238,8 @@ class StateKeeper:
             for name in self._rules._STATES:
                 if isinstance(entry.get(name), Tensor):
                     _check_shape(name, entry[name], param)
+            if self._rules._HAS_STEP and int(entry.get("step", 0)) > 0:
+                _check_complete(entry, self._rules._state_names(group), key)
             on_device = group.get("fused") or group.get("capturable")
             state[param] = {k: _copied(k, v, param, bool(on_device)) for k, v in entry.items()}
         return state
@@ -249,6 +251,15 @@ def _check_shape(name: str, state: Tensor, param: Tensor) -> None:
             f"State {name!r} has shape {tuple(state.shape)}, its param {tuple(param.shape)}; "
             "load a checkpoint of this model, or start with an empty state"
         )
+
+
+def _check_complete(entry: Mapping[str, Any], names: Iterable[str], number: int) -> None:
+    for name in names:
+        if entry.get(name) is None:
+            raise ValueError(
+                f"The checkpoint's state of param {number} has steps, but no {name!r}; nothing was "
+                "loaded"
+            )
 
 
 def _of_one_dtype(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
