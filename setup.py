@@ -1,5 +1,6 @@
 """Build and metadata. Building needs no torch; without a compiler the package is a pure one."""
 
+import os
 import re
 import runpy
 import sys
@@ -21,6 +22,8 @@ class BuildNative(build_ext):
         try:
             BUILD["compile_library"](ROOT / "csrc", target)
         except BUILD["BuildError"] as error:
+            if os.environ.get("FUSED_SCHED_CUDA") == "1":
+                raise SystemExit(f"fused_sched: FUSED_SCHED_CUDA=1, but {error}") from error
             print(f"fused_sched: no compiled engine: {error}", file=sys.stderr)
 
     def get_outputs(self) -> list[str]:

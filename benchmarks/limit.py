@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.measure import Runner
 from benchmarks.providers import Workload
-from fused_sched.engines import native_build, native_engine
+from fused_sched.engines import native_build, native_library
 
 SOURCE = """
 #include <atomic>
@@ -79,7 +79,7 @@ def limit_runner(workload: Workload) -> Runner:
     pointers = (ctypes.c_void_p * len(arrays))(*(array.data_ptr() for array in arrays))
     threads = torch.get_num_threads()
     sweep = Sweep(pointers, states, words, min(CHUNK_WORDS, -(-words // threads)), 0)
-    address, _ = native_engine._thread_functions()
+    address, _ = native_library.thread_functions()
     parallel_for = ctypes.CFUNCTYPE(
         ctypes.c_int32, *[ctypes.c_int64] * 3, ctypes.c_void_p, ctypes.c_void_p
     )(address)

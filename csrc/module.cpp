@@ -4,15 +4,15 @@
 #include <cstring>
 
 #include "cpu.h"
+#ifdef FS_CUDA  // the architectures that cuda.cu is compiled for, as a string
+#include "cuda.h"
+#endif
 
 namespace {
 
 // Fields as bytes of int64, into a struct of 8-byte fields.
 template <class Args>
-bool parse(PyObject* fields, Args* out) {
-  char* bytes;
-  Py_ssize_t size;
-  if (PyBytes_AsStringAndSize(fields, &bytes, &size) != 0) return false;
+bool parse(const char* bytes, Py_ssize_t size, Args* out) {
   if (size != sizeof(Args)) {
     PyErr_Format(PyExc_ValueError, "expected %zu bytes of fields, got %zd", sizeof(Args), size);
     return false;
@@ -23,8 +23,11 @@ bool parse(PyObject* fields, Args* out) {
 
 template <class Args, void (*run)(const Args&)>
 PyObject* call(PyObject*, PyObject* fields) {
+  char* bytes;
+  Py_ssize_t size;
   Args args;
-  if (!parse(fields, &args)) return nullptr;
+  if (PyBytes_AsStringAndSize(fields, &bytes, &size) != 0 || !parse(bytes, size, &args))
+    return nullptr;
   Py_BEGIN_ALLOW_THREADS
   run(args);
   Py_END_ALLOW_THREADS
@@ -40,15 +43,74 @@ PyObject* use_threads(PyObject*, PyObject* arguments) {
   Py_RETURN_NONE;
 }
 
+#ifdef FS_CUDA
+PyObject* get_cuda_archs(PyObject*, PyObject*) { return PyUnicode_FromString(FS_CUDA); }
+
+PyObject* none_or_raise(const char* error) {
+  if (error == nullptr) Py_RETURN_NONE;
+  PyErr_Format(PyExc_RuntimeError, "CUDA error: %s", error);
+  return nullptr;
+}
+
+// Fields, then the gradients' addresses as bytes of int64; none if the device's table has them.
+PyObject* update_cuda(PyObject*, PyObject* arguments) {
+  const char *fields, *grads, *error;
+  Py_ssize_t fields_size, grads_size;
+  CudaUpdateArgs args;
+  if (!PyArg_ParseTuple(arguments, "y#y#", &fields, &fields_size, &grads, &grads_size) ||
+      !parse(fields, fields_size, &args))
+    return nullptr;
+  Py_BEGIN_ALLOW_THREADS
+  error = cuda_update(args, reinterpret_cast<const int64_t*>(grads), grads_size / 8);
+  Py_END_ALLOW_THREADS
+  return none_or_raise(error);
+}
+
+PyObject* advance_cuda(PyObject*, PyObject* arguments) {
+  const char *fields, *error;
+  Py_ssize_t size;
+  CudaAdvanceArgs args;
+  if (!PyArg_ParseTuple(arguments, "y#", &fields, &size) || !parse(fields, size, &args))
+    return nullptr;
+  Py_BEGIN_ALLOW_THREADS
+  error = cuda_advance(args);
+  Py_END_ALLOW_THREADS
+  return none_or_raise(error);
+}
+
+PyObject* load_cuda(PyObject*, PyObject* arguments) {
+  const char* error;
+  long long device;
+  if (!PyArg_ParseTuple(arguments, "L", &device)) return nullptr;
+  Py_BEGIN_ALLOW_THREADS
+  error = cuda_load(device);
+  Py_END_ALLOW_THREADS
+  return none_or_raise(error);
+}
+#else
+PyObject* get_cuda_archs(PyObject*, PyObject*) { return PyUnicode_FromString(""); }
+#endif
+
 PyMethodDef methods[] = {
     {"update", call<UpdateArgs, update>, METH_O, "One launch; UpdateArgs as bytes of int64."},
     {"advance", call<AdvanceArgs, advance>, METH_O, "A schedule; AdvanceArgs as bytes of int64."},
     {"isa", get_isa, METH_NOARGS, "The instruction set in use."},
     {"use_threads", use_threads, METH_VARARGS, "Addresses of libtorch's parallel_for and count."},
     {"set_up_lean", set_up_lean, METH_VARARGS, "What LeanStep needs of torch."},
+    {"cuda_archs", get_cuda_archs, METH_NOARGS, "Those it has CUDA code for; empty: none."},
+#ifdef FS_CUDA
+    {"cuda_update", update_cuda, METH_VARARGS, "CudaUpdateArgs and gradients, bytes of int64."},
+    {"cuda_advance", advance_cuda, METH_VARARGS, "CudaAdvanceArgs as bytes of int64."},
+    {"cuda_load", load_cuda, METH_VARARGS, "Loads every kernel on a device."},
+#endif
     {nullptr, nullptr, 0, nullptr}};
 
-int execute(PyObject* module) { return add_lean_types(module); }
+int execute(PyObject* module) {
+#ifdef FS_CUDA
+  if (PyModule_AddIntConstant(module, "CUDA_GRADIENTS", kCudaGradients) != 0) return -1;
+#endif
+  return add_lean_types(module);
+}
 
 PyModuleDef_Slot slots[] = {{Py_mod_exec, reinterpret_cast<void*>(execute)}, {0, nullptr}};
 

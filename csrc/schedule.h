@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "elementary.h"
 #include "layout.h"
 
 namespace fused_sched {
@@ -33,7 +34,7 @@ constexpr double kPi = 3.141592653589793;
 struct Cell {
   const int64_t* op;
   double* row;
-  int64_t lane, groups;
+  int lane, groups;
   const double* aux;
   FS_INLINE double& operator[](int word) const { return row[word * groups + lane]; }
 };
@@ -66,14 +67,14 @@ FS_INLINE double polynomial(double v, double e, const Cell& c) {
   const double total = c[P0];
   if (e > total) return v;
   const double ratio = (1.0 - e / total) / (1.0 - (e - 1.0) / total);
-  return v * pow(ratio, c[P1]);
+  return v * power(ratio, c[P1]);
 }
 
 FS_INLINE double cosine_annealing(double v, double e, const Cell& c) {
   const double low = c[P0], T = c[P1];
   if (multiple_rest(e - 1.0 - T, 2.0 * T) == 0.0)
-    return v + (c[BASE] - low) * (1.0 - cos(kPi / T)) / 2.0;
-  return (1.0 + cos(kPi * e / T)) / (1.0 + cos(kPi * (e - 1.0) / T)) * (v - low) + low;
+    return v + (c[BASE] - low) * (1.0 - cosine(kPi / T)) / 2.0;
+  return (1.0 + cosine(kPi * e / T)) / (1.0 + cosine(kPi * (e - 1.0) / T)) * (v - low) + low;
 }
 
 FS_INLINE double warm_restarts(bool restart, const Cell& c) {
@@ -84,7 +85,7 @@ FS_INLINE double warm_restarts(bool restart, const Cell& c) {
   }
   c[S0] = now;
   c[S1] = length;
-  return c[P0] + (c[BASE] - c[P0]) * (1.0 + cos(kPi * now / length)) / 2.0;
+  return c[P0] + (c[BASE] - c[P0]) * (1.0 + cosine(kPi * now / length)) / 2.0;
 }
 
 FS_INLINE double cyclic(double e, const Cell& c) {
@@ -94,12 +95,12 @@ FS_INLINE double cyclic(double e, const Cell& c) {
   const double s = x <= ratio ? x / ratio : (x - 1.0) / (ratio - 1.0);
   double scale = 1.0;
   if (c.op[MODE] == TRIANGULAR2) scale = 1.0 / exp2(cycle - 1.0);
-  if (c.op[MODE] == EXP_RANGE) scale = pow(c[P3], e);
+  if (c.op[MODE] == EXP_RANGE) scale = power(c[P3], e);
   return c[BASE] + (c[P0] - c[BASE]) * s * scale;
 }
 
 FS_INLINE double anneal(double start, double end, double fraction, int64_t mode) {
-  if (mode == ANNEAL_COS) return end + (start - end) / 2.0 * (cos(kPi * fraction) + 1.0);
+  if (mode == ANNEAL_COS) return end + (start - end) / 2.0 * (cosine(kPi * fraction) + 1.0);
   return (end - start) * fraction + start;
 }
 
@@ -128,7 +129,7 @@ FS_INLINE double table(double v, int64_t epoch, const Cell& c, int64_t* clock) {
 FS_INLINE double swa_alpha(double number, double epochs, int64_t mode) {
   double t = number / (epochs > 1.0 ? epochs : 1.0);
   t = t < 0.0 ? 0.0 : (t > 1.0 ? 1.0 : t);
-  return mode == ANNEAL_COS ? (1.0 - cos(kPi * t)) / 2.0 : t;
+  return mode == ANNEAL_COS ? (1.0 - cosine(kPi * t)) / 2.0 : t;
 }
 
 FS_INLINE double swa(double v, int64_t count, const Cell& c) {
@@ -162,10 +163,10 @@ FS_INLINE double plateau(double v, double metric, const Cell& c) {
 
 FS_INLINE double piece_value(double e, const double* piece) {
   const double x = (e + piece[SHIFT]) / piece[LENGTH];
-  if (piece[SORT] == POWER_PIECE) return pow(x, piece[POWER]);
+  if (piece[SORT] == POWER_PIECE) return power(x, piece[POWER]);
   double turns = piece[POWER] * x;
   if (piece[SORT] == RESTARTING_PIECE) turns -= floor(turns);
-  return cos(kPi * turns);
+  return cosine(kPi * turns);
 }
 
 FS_INLINE double piecewise(double e, const Cell& c) {
@@ -213,39 +214,58 @@ FS_INLINE int64_t child(const int64_t* op, const double* aux, int64_t epoch, boo
 
 }  // namespace opcode
 
-// The rows of one lane. `last` lane: it also moves the rows' scalars, once all others have read
-// them (the caller's order on a CPU, a barrier on a GPU).
+// Whatever the lanes read before this, they have read when one of them goes on.
+FS_INLINE void lanes_meet() {
+#ifdef __CUDA_ARCH__
+  __syncthreads();
+#endif
+}
+
+// A column, and log(value) where the record keeps it.
+FS_INLINE void store_column(const int64_t* op, double value, const Halves& halves, int lane,
+                            int groups) {
+  const int64_t at = op[COLUMN] * groups + lane;
+  halves.first[at] = halves.second[at] = value;
+  if (op[DERIVED] < 0) return;
+  const int64_t derived = op[DERIVED] * groups + lane;
+  halves.first[derived] = halves.second[derived] = log(value);
+}
+
+// The rows of one lane. The thread with `last` also moves the rows' scalars, once all have read
+// them. On a GPU the lanes of a block walk the rows together, at the same pace; a thread beyond the
+// last lane walks along and touches nothing.
 FS_INLINE void run_lane(const Program& p, const Halves& halves, int64_t* clock, double metric,
-                        bool skipped, int64_t lane, bool last) {
+                        bool skipped, int lane, bool last) {
+  const int rows = static_cast<int>(p.rows), groups = static_cast<int>(p.groups);
+  const bool live = lane < groups;
   double value = 0.0;
   bool restart = false;
-  for (int64_t r = 0; r < p.rows;) {
+  for (int r = 0; r < rows;) {
     int64_t* op = p.ops + r * OP_WORDS;
-    const opcode::Cell cell{op, p.lanes + r * LANE_WORDS * p.groups, lane, p.groups, p.aux};
-    int64_t following = op[NEXT];
+    double* row = p.lanes + static_cast<int64_t>(r) * LANE_WORDS * groups;
+    const opcode::Cell cell{op, row, lane, groups, p.aux};
+    int following = static_cast<int>(op[NEXT]);
     if (op[OPCODE] == LOAD) {
-      value = halves.current[op[COLUMN] * p.groups + lane];
+      if (live) value = halves.current[op[COLUMN] * groups + lane];
     } else if (op[OPCODE] == STORE) {
-      const int64_t at = op[COLUMN] * p.groups + lane;
-      halves.first[at] = halves.second[at] = value;
-      if (op[DERIVED] >= 0) {
-        const int64_t derived = op[DERIVED] * p.groups + lane;
-        halves.first[derived] = halves.second[derived] = log(value);
-      }
+      if (live) store_column(op, value, halves, lane, groups);
     } else {
+      const int64_t tick = op[TICK] + 1, last_epoch = op[EPOCH], last_count = op[COUNT];
+      lanes_meet();
       const bool counts = !skipped || op[ON_SKIP];
-      const int64_t tick = op[TICK] + 1;
       const bool due = counts && tick >= op[INTERVAL];
       if (counts && last) op[TICK] = due ? 0 : tick;
       if (due) {
-        const int64_t epoch = restart ? 0 : op[EPOCH] + 1;
-        const int64_t count = restart ? op[COUNT] : op[COUNT] + op[COUNT_INCREMENT];
+        const int64_t epoch = restart ? 0 : last_epoch + 1;
+        const int64_t count = restart ? last_count : last_count + op[COUNT_INCREMENT];
         if (last) op[EPOCH] = epoch, op[COUNT] = count;
         if (op[OPCODE] == SEQUENTIAL) {
           following = r + 1 + opcode::child(op, p.aux, epoch, &restart);
         } else {
-          value = opcode::evaluate(value, epoch, count, restart, metric, cell, clock);
-          cell[LAST] = value;
+          if (live) {
+            value = opcode::evaluate(value, epoch, count, restart, metric, cell, clock);
+            cell[LAST] = value;
+          }
           restart = false;
         }
       }

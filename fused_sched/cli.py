@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import fused_sched
-from fused_sched.engines import available, choose, engine_for, use_engine
+from fused_sched.engines import available, choose, engine_for, native_library, use_engine
 
 STEPS = 3
 PEAK_LR = 0.01
@@ -91,6 +91,7 @@ def versions() -> dict[str, str]:
         "triton": _triton_version(),
         "Python": platform.python_version(),
         "CUDA": _cuda_version(),
+        "native": native_library.described(),
     }
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import fused_sched
-from fused_sched.engines import native_build, native_engine
+from fused_sched.engines import native_build, native_library
 from fused_sched.lr_scheduler.known_lambdas import Piece
 from fused_sched.tables import layout
 from tests.cases import OPTIMIZERS
@@ -63,9 +63,9 @@ def test_header_restates_the_layout(name):
         expected = dict(zip(numbers, [*range(len(fields)), layout.PIECE_WORDS], strict=True))
         assert len(fields) == layout.PIECE_WORDS
     elif name == "Rule":
-        expected = {rule.upper(): number for rule, number in native_engine._RULES.items()}
+        expected = {rule.upper(): number for rule, number in native_library.RULES.items()}
     elif name == "DType":
-        names = (str(dtype).removeprefix("torch.").upper() for dtype in native_engine._DTYPES)
+        names = (str(dtype).removeprefix("torch.").upper() for dtype in native_library.DTYPES)
         expected = {dtype: number for number, dtype in enumerate(names)}
     else:
         expected = {word: getattr(layout, word, None) for word in numbers}
@@ -83,14 +83,14 @@ ISAS = ("avx512bf16", "avx512", "avx2", "baseline")
 
 TRAIN = """
 import torch, fused_sched
-from fused_sched.engines import native_engine
+from fused_sched.engines import native_engine, native_library
 from tests.cases import OPTIMIZERS, SHAPES
 from tests.training import OURS, set_grads
 torch.set_num_threads(1)
 assert native_engine.unavailable(torch.device("cpu")) is None
 results = {}
 for row in OPTIMIZERS:
-    for dtype in native_engine._DTYPES:
+    for dtype in native_library.DTYPES:
         torch.manual_seed(0)
         params = [shape.build(dtype) for shape in SHAPES]
         opt = row.build(OURS, params)
@@ -98,7 +98,7 @@ for row in OPTIMIZERS:
             set_grads(params, step)
             opt.step()
         results[row.id, str(dtype)] = [param.detach() for param in params]
-torch.save((native_engine.isa(), results), PATH)
+torch.save((native_library.isa(), results), PATH)
 """
 
 

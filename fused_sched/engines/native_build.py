@@ -1,8 +1,8 @@
 """Compile ``csrc/``: at installation, or at first use where the installation had no compiler.
 
 The library knows nothing of torch and uses Python's stable ABI: one build serves every torch and
-every Python from 3.10 on. ``setup.py`` runs this file by its path, before there is a package:
-it imports neither torch nor anything of ours.
+every Python from 3.10 on. With CUDA code in it, it loads without a driver too. ``setup.py`` runs
+this file by its path, before there is a package: it imports neither torch nor anything of ours.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -35,6 +36,10 @@ _VARIANTS = {
     "baseline": ("-march=x86-64-v2",),
 }
 _FLAGS_VARIABLE = "FUSED_SCHED_CXXFLAGS"
+_ARCHS_VARIABLE = "TORCH_CUDA_ARCH_LIST"
+_ARCHS = "8.0;9.0;10.0"
+_NVCC_FLAGS = ("-std=c++17", "-Xcompiler=-O2,-fPIC,-fvisibility=hidden", "-Xfatbin=-compress-all")
+_NVCC_LINK_FLAGS = ("-shared", "-cudart=static", "-nodlink", "-Xlinker=--exclude-libs,ALL")
 
 
 class BuildError(RuntimeError):
@@ -55,30 +60,36 @@ def sources() -> Path | None:
     return None
 
 
-def cached(folder: Path) -> Path:
+def cached(folder: Path, archs: Sequence[str] = ()) -> Path:
     """Where a first use puts the library: a folder of the user's, by the sources' content."""
-    digest = hashlib.sha256(" ".join((platform.machine(), *_all_flags())).encode())
+    cuda = (*_NVCC_FLAGS, *archs) if archs else ()
+    digest = hashlib.sha256(" ".join((platform.machine(), *_all_flags(), *cuda)).encode())
     for file in sorted(folder.glob("*.[ch]*")):
         digest.update(file.read_bytes())
     home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     return home / "fused_sched" / digest.hexdigest()[:16] / LIBRARY
 
 
-def library() -> Path:
+def library(present: str | None = None) -> Path:
     """The compiled library, built now if it has to be.
+
+    Args:
+        present: compute capability of a GPU that the installed library does not serve, ``"9.0"``.
 
     Raises:
         BuildError: it is not there and cannot be built.
     """
     folder = sources()
-    if built().exists() and not _is_stale(folder):
+    if present is None and built().exists() and not _is_stale(folder):
         return built()
     if folder is None:
         raise BuildError("the C++ sources are not installed; install fused_sched again")
-    target = cached(folder)
+    archs = cuda_archs(present)
+    target = cached(folder, archs)
     if not target.exists():
-        print("fused_sched: compiling the CPU engine, once (a few seconds)", file=sys.stderr)
-        compile_library(folder, target)
+        what = "CUDA engine, once (up to a minute)" if archs else "CPU engine, once (a few seconds)"
+        print(f"fused_sched: compiling the {what}", file=sys.stderr)
+        compile_library(folder, target, archs)
     return target
 
 
@@ -92,38 +103,58 @@ def _is_stale(folder: Path | None) -> bool:
     return any(file.stat().st_mtime > then for file in folder.glob("*.[ch]*"))
 
 
-def compile_library(folder: Path, target: Path) -> None:
-    """Compile every instruction set's variant and link them into ``target``.
+def cuda_archs(present: str | None = None) -> list[str]:
+    """What to compile CUDA code for, ``["8.0", "9.0+PTX"]``: a GPU or FUSED_SCHED_CUDA=1 asks."""
+    if present is None and os.environ.get("FUSED_SCHED_CUDA") != "1":
+        return []
+    listed = os.environ.get(_ARCHS_VARIABLE) or present or _ARCHS
+    archs = dict.fromkeys(listed.replace(";", " ").split())
+    for arch in archs:
+        if not re.fullmatch(r"\d+\.\d[af]?(\+PTX)?", arch):
+            raise BuildError(f"{_ARCHS_VARIABLE}: {arch!r} is no architecture like 9.0 or 9.0+PTX")
+    return [re.sub("[af]", "", arch) for arch in archs]  # nothing of ours is 9.0a's alone
+
+
+def compile_library(folder: Path, target: Path, archs: Sequence[str] | None = None) -> None:
+    """Compile every instruction set's variant, and CUDA code for ``archs``, into ``target``.
 
     Raises:
         BuildError: there is no compiler, no Python header, or a command failed.
     """
-    compiler = _compiler()
+    archs = cuda_archs() if archs is None else archs
+    jobs = _jobs(folder, archs)
+    link = [*_nvcc(), *_NVCC_LINK_FLAGS] if archs else [*_compiler(), *_all_flags(), "-shared"]
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
-        jobs = _jobs(compiler, folder, Path(scratch))
-        _run_all(list(jobs.values()), Path(scratch))
-        linked = Path(scratch, LIBRARY)
-        _run([*compiler, *_all_flags(), "-shared", "-o", str(linked), *map(str, jobs)])
+        objects = [f"{scratch}/{name}.o" for name in jobs]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(_run, jobs.values(), objects))
+        linked = f"{scratch}/{LIBRARY}"
+        _run([*link, *objects], linked)
         # Copied aside and moved: another process never sees half a library.
         staged = target.with_suffix(f".{os.getpid()}")
         shutil.copy(linked, staged)
         os.replace(staged, target)
 
 
-def _jobs(compiler: list[str], folder: Path, scratch: Path) -> dict[Path, list[str]]:
-    """The command that makes each object file."""
-    start = [*compiler, *_all_flags(), f"-I{_python_headers()}"]
+def _jobs(folder: Path, archs: Sequence[str]) -> dict[str, list[str]]:
+    """The command that makes each object file, but for its place."""
+    start = [*_compiler(), *_all_flags(), f"-I{_python_headers()}", "-c"]
     jobs = {}
-    for name in _SOURCES:
-        place = scratch / f"{name}.o"
-        jobs[place] = [*start, "-c", str(folder / f"{name}.cpp"), "-o", str(place)]
+    if archs:  # first: it takes the longest
+        jobs["cuda"] = [*_nvcc(), *_NVCC_FLAGS, *map(_gencode, archs), "-c", f"{folder}/cuda.cu"]
+        start.append(f'-DFS_CUDA="{" ".join(archs)}"')
+    jobs |= {name: [*start, f"{folder}/{name}.cpp"] for name in _SOURCES}
     x86 = platform.machine() in ("x86_64", "AMD64")
     for name, flags in _VARIANTS.items() if x86 else [("baseline", ())]:
-        place = scratch / f"update_{name}.o"
-        source = str(folder / "cpu_update.cpp")
-        jobs[place] = [*start, *flags, f"-DFS_ISA={name}", "-c", source, "-o", str(place)]
+        jobs[name] = [*start, *flags, f"-DFS_ISA={name}", f"{folder}/cpu_update.cpp"]
     return jobs
+
+
+def _gencode(arch: str) -> str:
+    number = re.sub(r"\D", "", arch)
+    codes = f"[sm_{number},compute_{number}]" if arch.endswith("+PTX") else f"sm_{number}"
+    return f"-gencode=arch=compute_{number},code={codes}"
 
 
 def _all_flags() -> tuple[str, ...]:
@@ -137,6 +168,20 @@ def _compiler() -> list[str]:
     return found.split()
 
 
+def _nvcc() -> list[str]:
+    """nvcc, with the C++ compiler that compiles the rest."""
+    home, path = os.environ.get("CUDA_HOME", ""), os.environ.get("PATH", "")
+    found = shutil.which("nvcc", path=f"{home}/bin{os.pathsep}{path}")
+    wanted = "it needs nvcc of CUDA 12.1 or later for CUDA tensors"  # parameters of over 4 KB
+    if not found:
+        raise BuildError(f"{wanted} and found none on PATH or in CUDA_HOME")
+    told = subprocess.run([found, "--version"], capture_output=True, text=True).stdout
+    release = re.search(r"release (\d+)\.(\d+)", told)
+    if release is None or tuple(map(int, release.groups())) < (12, 1):
+        raise BuildError(f"{wanted}; {found} is {release[0] if release else 'unknown'}")
+    return [found, f"-ccbin={_compiler()[0]}"]
+
+
 def _python_headers() -> Path:
     folder = Path(sysconfig.get_paths()["include"])
     if not (folder / "Python.h").exists():
@@ -144,23 +189,11 @@ def _python_headers() -> Path:
     return folder
 
 
-def _run_all(commands: list[list[str]], scratch: Path) -> None:
-    """Run independent commands at once: by ninja where it is installed, else in threads."""
-    ninja = shutil.which("ninja")
-    if ninja is None:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(_run, commands))
-        return
-    lines = ["rule run", "  command = $line"]
-    for command in commands:
-        line = subprocess.list2cmdline(command).replace("$", "$$")
-        lines += [f"build {command[-1]}: run", f"  line = {line}"]
-    (scratch / "build.ninja").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    _run([ninja, "-C", str(scratch), "--quiet"])
-
-
-def _run(command: Sequence[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
+def _run(command: Sequence[str], target: str) -> None:
+    try:
+        done = subprocess.run([*command, "-o", target], capture_output=True, text=True)
+    except OSError as error:
+        raise BuildError(f"compiling failed: {error}") from error
     if done.returncode:
         lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
         told = (line for line in lines if "error" in line or "not found" in line)

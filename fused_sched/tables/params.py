@@ -162,6 +162,7 @@ class ParamTable:
         self.elements = total
         self._fixed = self._fixed_addresses()
         self._sent: list[int] | None = None
+        self._borrowed = False  # the addresses are another table's
         # A captured copy reads its page-locked source at every replay, and the odd tensors.
         self._sending: Tensor | None = None
         self._kept: list[Any] = []
@@ -258,8 +259,7 @@ class ParamTable:
         """A table of this table's members whose addresses a captured graph may own."""
         copy = object.__new__(ParamTable)
         copy.__dict__.update(self.__dict__)
-        copy.addresses = torch.empty_like(self.addresses)
-        copy._sent = None
+        copy._borrowed = True
         copy._kept = [(m.staged_param, m.staged_grad) for m in self.staged]
         return copy
 
@@ -267,8 +267,16 @@ class ParamTable:
         """Somebody else has put gradients into the table."""
         self._sent = None
 
+    def send_fixed(self) -> None:
+        """Put params and states into the table; the gradients travel with the launch."""
+        if self._sent is None:
+            self.send_addresses([0] * len(self.members))
+
     def send_addresses(self, grads: Sequence[int]) -> None:
         """Put this step's gradients into the table, if they moved."""
+        if self._borrowed:
+            self.addresses = torch.empty_like(self.addresses)
+            self._sent, self._borrowed = None, False
         params, *states = self._fixed
         flat = [*params, *grads]
         if flat == self._sent or not self.members:

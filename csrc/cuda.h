@@ -1,0 +1,34 @@
+// What Python passes to the CUDA engine, beside what cpu.h says.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu.h"
+
+// Every field is 8 bytes. The addresses are the device's, those of `kinds` apart.
+struct CudaUpdateArgs {
+  UpdateArgs args;        // `ends` is not used
+  const int32_t* chunks;  // [2, chunk_count]: (tensor, chunk of it)
+  int64_t chunk_count;
+  int64_t chunk_size;  // elements
+  int64_t kind_count;
+  int64_t device;
+  void* stream;  // cudaStream_t
+};
+
+struct CudaAdvanceArgs {
+  AdvanceArgs args;
+  int64_t device;
+  void* stream;
+};
+
+// Gradients whose addresses fit into a launch's parameters.
+constexpr int kCudaGradients = 4000;
+
+// One launch each; CUDA's words for what went wrong, or null. `grads` [count] are the gradients'
+// addresses; with a count of 0 the launch reads row GRAD of `addresses`, more do not fit.
+const char* cuda_update(const CudaUpdateArgs& args, const int64_t* grads, int64_t count);
+const char* cuda_advance(const CudaAdvanceArgs& args);
+
+// Loads every kernel: under capture it would fail.
+const char* cuda_load(int64_t device);

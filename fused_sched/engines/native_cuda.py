@@ -1,0 +1,127 @@
+"""The native engine for CUDA tensors: ``csrc/cuda.cu``, one launch for a step."""
+
+from __future__ import annotations
+
+import functools
+from array import array
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fused_sched.tables import layout
+
+from .native_library import advance_fields, update_fields
+from .native_library import load as load_library
+
+if TYPE_CHECKING:
+    from fused_sched.tables.block import Block, Program
+    from fused_sched.tables.params import ParamTable
+
+
+def unavailable(device: torch.device) -> str | None:
+    """Why this engine cannot serve a CUDA device, or None. May compile the library."""
+    if torch.version.cuda is None:
+        return "it serves CUDA tensors, and this torch is built without CUDA"
+    if not torch.cuda.is_available():
+        return "torch sees no GPU"
+    number = torch.cuda.current_device() if device.index is None else device.index
+    module = _module(number)
+    return module if isinstance(module, str) else None
+
+
+@functools.cache
+def _module(device: int) -> Any:
+    """The compiled module with code for a device, or the reason why there is none."""
+    capability = torch.cuda.get_device_capability(device)
+    module = load_library()
+    if not isinstance(module, str) and not serves(module.cuda_archs(), capability):
+        module = load_library("{}.{}".format(*capability))
+    if isinstance(module, str):
+        return module
+    archs = module.cuda_archs()
+    if not serves(archs, capability):
+        here = "{}.{}".format(*capability)
+        return (
+            f"it is compiled for compute capability {archs.replace(' ', ', ')}, and this GPU's is "
+            f"{here}; set TORCH_CUDA_ARCH_LIST={here}"
+        )
+    try:
+        module.cuda_load(device)
+    except RuntimeError as error:
+        return str(error)
+    return module
+
+
+def serves(archs: str, capability: tuple[int, int]) -> bool:
+    """Whether code for these architectures runs on a GPU.
+
+    Machine code runs on its own major version from its minor one on, PTX on everything later.
+
+    Args:
+        archs: as in ``"8.0 9.0+PTX"``.
+    """
+    for arch in archs.split():
+        major, minor = map(int, arch.removesuffix("+PTX").split("."))
+        if (major, minor) <= capability and (arch.endswith("+PTX") or major == capability[0]):
+            return True
+    return False
+
+
+def _number(device: torch.device) -> int:
+    assert device.index is not None, "a tensor's device has an index"
+    return device.index
+
+
+def _where(device: torch.device) -> list[int]:
+    """Device and stream, as the structs of csrc/cuda.h end."""
+    return [_number(device), torch.cuda.current_stream(device).cuda_stream]
+
+
+def update(
+    block: Block,
+    table: ParamTable,
+    grads: Sequence[int],
+    program: Program | None,
+    rule: str,
+    scale: Tensor | None,
+    found_inf: Tensor | None,
+) -> None:
+    """One optimizer step, and one schedule step of ``program``, in one launch."""
+    module = _module(_number(block.device))
+    riding = len(grads) <= module.CUDA_GRADIENTS
+    if riding:
+        table.send_fixed()
+    else:
+        table.send_addresses(grads)
+    fields = update_fields(block, table, program, rule, scale, found_inf)
+    launch = [
+        table.chunks.data_ptr(),
+        table.chunks.shape[1],
+        layout.BLOCK * table.iterations,
+        len(table.kinds),
+        *_where(block.device),
+    ]
+    addresses = array("q", grads if riding else ())
+    module.cuda_update(fields + array("q", launch).tobytes(), addresses.tobytes())
+
+
+def load(block: Block, table: ParamTable, program: Program | None, rule: str) -> None:
+    """Load every kernel, which fails under capture, and fill the table, which adds a copy there."""
+    number = _number(block.device)
+    _module(number).cuda_load(number)
+    table.send_fixed()
+
+
+def advance(
+    block: Block,
+    program: Program,
+    steps: int = 1,
+    metric: Tensor | None = None,
+    trace: Tensor | None = None,
+) -> None:
+    """Advance a program alone: explicit mode. Arguments as for the Triton engine."""
+    fields = advance_fields(block, program, steps, metric, trace)
+    where = array("q", _where(block.device)).tobytes()
+    _module(_number(block.device)).cuda_advance(fields + where)

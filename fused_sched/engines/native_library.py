@@ -1,0 +1,153 @@
+"""The compiled library and its calls: what the native engine's CPU and CUDA halves share."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+from array import array
+from importlib.machinery import ExtensionFileLoader
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+
+from . import native_build
+
+if TYPE_CHECKING:
+    from fused_sched.tables.block import Block, Program
+    from fused_sched.tables.params import Kind, ParamTable
+
+RULES = {"sgd": 0, "adam": 1}
+"""By the numbers of Rule in csrc/layout.h."""
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+"""In the order of DType in csrc/layout.h."""
+
+
+@functools.cache
+def load(present: str | None = None) -> Any:
+    """The compiled module, or the reason why there is none.
+
+    Args:
+        present: compute capability of a GPU that the installed library does not serve, ``"9.0"``.
+    """
+    try:
+        module = _module(native_build.library(present))
+    except (OSError, ImportError, native_build.BuildError) as error:
+        return str(error)
+    try:
+        module.use_threads(*thread_functions())
+        module.set_up_lean(*_lean_needs())
+    except (OSError, AttributeError, RuntimeError) as error:
+        return (
+            f"torch {torch.__version__} lacks what the compiled engine needs of torch >= 2.11: "
+            f"{error}"
+        )
+    return module
+
+
+def _module(path: Path) -> Any:
+    loader = ExtensionFileLoader("fused_sched.engines._native", str(path))
+    spec = importlib.util.spec_from_loader(loader.name, loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+def thread_functions() -> tuple[int, int]:
+    """Addresses of libtorch's parallel_for and thread count, of its C interface."""
+    folder = Path(torch.__file__).parent / "lib"
+    torch_cpu = ctypes.CDLL(str(next(folder.glob("libtorch_cpu.*"))))
+    functions = torch_cpu.torch_parallel_for, torch_cpu.torch_get_num_threads
+    run, count = (ctypes.cast(function, ctypes.c_void_p).value for function in functions)
+    assert run is not None and count is not None
+    return run, count
+
+
+def _lean_needs() -> tuple[Any, ...]:
+    exchange = torch.Tensor.__dlpack_c_exchange_api__  # type: ignore[attr-defined]
+    return (
+        exchange,
+        torch._C.TensorBase,
+        Tensor,
+        torch.autograd.profiler.__dict__,
+        _global_optimizer_pre_hooks,
+        _global_optimizer_post_hooks,
+    )
+
+
+def isa() -> str:
+    """The instruction set in use: ``avx512bf16``, ``avx512``, ``avx2`` or ``baseline``."""
+    return load().isa()
+
+
+def described() -> str:
+    """What the library holds, in a line; why there is none."""
+    library = load()
+    if isinstance(library, str):
+        return f"not compiled: {library}"
+    archs = library.cuda_archs()
+    return f"{library.isa()}; CUDA: {archs or 'not compiled (FUSED_SCHED_CUDA=1 compiles it)'}"
+
+
+@functools.cache
+def kind_numbers(kinds: tuple[Kind, ...]) -> Tensor:
+    return torch.tensor([[DTYPES.index(dtype) for dtype in kind] for kind in kinds])
+
+
+def _program_fields(program: Program | None) -> list[int]:
+    if program is None:
+        return [0, 0, 0]
+    return [program.ops.data_ptr(), program.lanes.data_ptr(), program.aux.data_ptr()]
+
+
+def update_fields(
+    block: Block,
+    table: ParamTable,
+    program: Program | None,
+    rule: str,
+    scale: Tensor | None,
+    found_inf: Tensor | None,
+) -> bytes:
+    """UpdateArgs of csrc/cpu.h."""
+    columns, groups = block.record.shape[1:]
+    fields = [
+        table.addresses.data_ptr(),
+        table.info.data_ptr(),
+        block.offsets.data_ptr(),
+        block.record.data_ptr(),
+        block.clock.data_ptr(),
+        *_program_fields(program),
+        *(0 if scalar is None else scalar.data_ptr() for scalar in (scale, found_inf)),
+        kind_numbers(table.kinds).data_ptr(),
+        table.ends.data_ptr(),
+        0 if program is None else program.rows,
+        len(table.members),
+        columns,
+        groups,
+        RULES[rule],
+    ]
+    return array("q", fields).tobytes()
+
+
+def advance_fields(
+    block: Block, program: Program, steps: int, metric: Tensor | None, trace: Tensor | None
+) -> bytes:
+    """AdvanceArgs of csrc/cpu.h."""
+    columns, groups = block.record.shape[1:]
+    fields = [
+        block.record.data_ptr(),
+        block.clock.data_ptr(),
+        *_program_fields(program),
+        0 if trace is None else trace.data_ptr(),
+        0 if metric is None else metric.data_ptr(),
+        program.rows,
+        columns,
+        groups,
+        steps,
+    ]
+    return array("q", fields).tobytes()

@@ -1,0 +1,173 @@
+// Runs CUDA code on a CPU, for tests: what csrc/cuda.cu uses of CUDA.
+//
+// A block's threads are fibers that run one after another, from barrier to barrier; so do the
+// blocks of a launch. The variable CUDA_ON_HOST_ORDER=backward turns both orders around: what
+// depends on them is a race. A barrier that some threads of a block miss ends the process.
+#pragma once
+
+#include <ucontext.h>
+
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#define __host__
+#define __device__
+#define __global__ static
+#define __shared__ static
+#define __grid_constant__
+#define __launch_bounds__(...)
+#define __forceinline__ inline
+#define __builtin_assume(condition) static_cast<void>(condition)
+#define __isGlobal(pointer) true
+
+using cudaStream_t = void*;
+enum cudaError_t { cudaSuccess, cudaErrorInvalidValue = 1, cudaErrorInvalidDevice = 101 };
+struct cudaFuncAttributes {};
+
+struct dim3 {
+  unsigned x;
+  explicit dim3(unsigned n = 0) : x(n) {}
+};
+
+struct float2 {
+  float x, y;
+};
+
+inline float2 make_float2(float x, float y) { return {x, y}; }
+
+inline float __uint_as_float(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+inline uint32_t __float_as_uint(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+namespace cuda_on_host {
+
+constexpr int kStack = 1 << 17;  // a kernel's parameters lie on it
+
+struct Fiber {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack{new char[kStack]};
+  bool done = true;
+};
+
+inline std::vector<Fiber> fibers(1024);
+inline ucontext_t scheduler;
+inline std::function<void()> body;
+inline dim3 thread, block, grid;
+inline int launches = 0;
+
+inline unsigned in_order(unsigned n, unsigned count) {
+  const char* order = std::getenv("CUDA_ON_HOST_ORDER");
+  return order != nullptr && std::strcmp(order, "backward") == 0 ? count - 1 - n : n;
+}
+
+inline void run_thread() {
+  body();
+  Fiber& self = fibers[thread.x];
+  self.done = true;
+  swapcontext(&self.context, &scheduler);
+}
+
+inline void prepare(Fiber& fiber) {
+  fiber.done = false;
+  getcontext(&fiber.context);
+  fiber.context.uc_stack.ss_sp = fiber.stack.get();
+  fiber.context.uc_stack.ss_size = kStack;
+  makecontext(&fiber.context, run_thread, 0);
+}
+
+// Every thread to its next barrier, or its end; how many have ended.
+inline unsigned run_to_barrier(unsigned threads) {
+  unsigned ended = 0;
+  for (unsigned n = 0; n < threads; ++n) {
+    thread.x = in_order(n, threads);
+    Fiber& fiber = fibers[thread.x];
+    if (!fiber.done) swapcontext(&scheduler, &fiber.context);
+    ended += fiber.done;
+  }
+  return ended;
+}
+
+inline void run_block(unsigned threads) {
+  for (unsigned t = 0; t < threads; ++t) prepare(fibers[t]);
+  unsigned ended = 0;
+  while ((ended = run_to_barrier(threads)) == 0) continue;
+  if (ended == threads) return;
+  std::fprintf(stderr, "cuda_on_host: %u threads have missed a barrier\n", ended);
+  std::abort();
+}
+
+template <class... P, size_t... I>
+void call(void (*kernel)(P...), void** arguments, std::index_sequence<I...>) {
+  kernel(*static_cast<P*>(arguments[I])...);
+}
+
+}  // namespace cuda_on_host
+
+#define threadIdx (cuda_on_host::thread)
+#define blockIdx (cuda_on_host::block)
+#define gridDim (cuda_on_host::grid)
+
+inline void __syncthreads() {
+  swapcontext(&cuda_on_host::fibers[threadIdx.x].context, &cuda_on_host::scheduler);
+}
+
+inline void __threadfence() {}
+
+template <class T>
+T atomicAdd(T* place, int value) {
+  return std::exchange(*place, *place + value);
+}
+
+template <class... P>
+cudaError_t cudaLaunchKernel(void (*kernel)(P...), dim3 blocks, dim3 threads, void** arguments,
+                             size_t, cudaStream_t) {
+  using namespace cuda_on_host;
+  body = [=] { call(kernel, arguments, std::index_sequence_for<P...>()); };
+  grid = blocks;
+  ++launches;
+  for (unsigned n = 0; n < blocks.x; ++n) {
+    block.x = in_order(n, blocks.x);
+    run_block(threads.x);
+  }
+  return cudaSuccess;
+}
+
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+
+inline cudaError_t cudaSetDevice(int) { return cudaErrorInvalidDevice; }
+
+inline const char* cudaGetErrorString(cudaError_t error) {
+  return error == cudaErrorInvalidDevice ? "invalid device ordinal" : "invalid argument";
+}
+
+template <class Kernel>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, Kernel*) {
+  return cudaSuccess;
+}
+
+// For ctypes: launches so far, and the blocks of the last.
+extern "C" {
+__attribute__((used, visibility("default"))) inline int cuda_on_host_launches() {
+  return cuda_on_host::launches;
+}
+__attribute__((used, visibility("default"))) inline int cuda_on_host_blocks() {
+  return static_cast<int>(cuda_on_host::grid.x);
+}
+}

@@ -1,0 +1,537 @@
+"""The compiled engine's CUDA half without a GPU: what nvcc makes of it, its kernels on a CPU.
+
+``tests/cuda_on_host`` stands in for CUDA: a compiler and headers with which the same source runs
+on CPU tensors, thread by thread.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import os
+import re
+import shutil
+import subprocess
+import sys
+from array import array
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import triton
+from torch import Tensor
+from torch.nn import Parameter
+
+import fused_sched
+from fused_sched.engines import native_build, native_cuda, native_engine, native_library
+from fused_sched.tables import layout
+from fused_sched.tables.block import Block
+from fused_sched.tables.params import Member, ParamTable
+from tests.cases import CHUNK
+from tests.training import OURS, set_grads
+
+ROOT = Path(__file__).resolve().parents[1]
+CSRC = ROOT / "csrc"
+ARCHS = ("sm_80", "sm_90", "sm_100")
+QUICK = {"FUSED_SCHED_CXXFLAGS": "-O1"}
+"""Also makes it another library than an installed one."""
+
+REGISTERS = 64
+FLOAT64_REGISTERS = 128
+CPU_ADVANCE = native_engine.advance
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+# -- nvcc ----------------------------------------------------------------------------------------
+
+USE = """
+import torch, fused_sched
+from fused_sched.engines import native_library
+param = torch.nn.Parameter(torch.ones(3)); param.grad = torch.ones(3)
+opt = fused_sched.optim.AdamW([param], lr=0.5)
+with fused_sched.use_engine("native"):
+    opt.step()
+module = native_library.load()
+try:
+    module.cuda_load(0)
+except RuntimeError as error:
+    print("used", param.tolist()[0] < 1, module.cuda_archs(), error, sep="|")
+"""
+
+
+@pytest.fixture(scope="module")
+def first_use(tmp_path_factory) -> tuple[subprocess.CompletedProcess[str], Path]:
+    """A process that compiles the library with CUDA code at its first step, and the library."""
+    if shutil.which("nvcc") is None:
+        pytest.skip("needs nvcc")
+    cache = tmp_path_factory.mktemp("cache")
+    env = {**os.environ, **QUICK, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(cache)}
+    env = {**env, "FUSED_SCHED_CUDA": "1", "TORCH_CUDA_ARCH_LIST": ""}
+    done = subprocess.run([sys.executable, "-c", USE], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (library,) = cache.glob(f"fused_sched/*/{native_build.LIBRARY}")
+    return done, library
+
+
+def cuobjdump(library: Path, *options: str) -> str:
+    found = shutil.which("cuobjdump")
+    tool = found or Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    command = [str(tool), *options, str(library)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def by_kernel(dump: str) -> dict[tuple[str, str], str]:
+    """(architecture, kernel) -> its part of a dump; as in ``("sm_90", "adam 512")``."""
+    found = {}
+    for image in re.split(r"^arch = ", dump, flags=re.M)[1:]:
+        arch = image.split()[0]
+        for part in re.split(r"^\s*Function\s*:?\s*", image, flags=re.M)[1:]:
+            match = re.match(r"\w*?(?:(Adam|Sgd)RuleELb(\d)ELi(\d+)E|(advance_kernel))", part)
+            assert match is not None, part[:200]
+            rule, wide, count, other = match.groups()
+            name = other or f"{rule.lower()} {'wide ' if wide == '1' else ''}{count}"
+            found[arch, name] = part
+    return found
+
+
+KERNELS = {"adam 512", "adam 4000", "adam wide 4000", "sgd 512", "sgd 4000", "sgd wide 4000"}
+KERNELS |= {"advance_kernel"}
+
+
+def test_one_library_serves_cpu_tensors_without_a_driver(first_use):
+    done, _ = first_use
+    assert done.stderr == "fused_sched: compiling the CUDA engine, once (up to a minute)\n"
+    _, moved, archs, error = done.stdout.strip().split("|")
+    assert (moved, archs) == ("True", "8.0 9.0 10.0")
+    assert error.startswith("CUDA error: ") and "\n" not in error
+
+
+def test_library_shows_nothing_of_cudas_runtime(first_use):
+    """Else torch's CUDA runtime and ours would be mixed."""
+    _, library = first_use
+    command = ["nm", "--dynamic", str(library)]
+    symbols = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "PyInit__native" in symbols
+    assert [line for line in symbols.splitlines() if "cuda" in line.lower()] == []
+    needed = subprocess.run(["ldd", str(library)], capture_output=True, text=True, check=True)
+    assert "cuda" not in needed.stdout
+
+
+def test_kernels_keep_to_registers(first_use):
+    _, library = first_use
+    usage = by_kernel(cuobjdump(library, "-res-usage"))
+    assert set(usage) == set(itertools.product(ARCHS, KERNELS))
+    for kernel, part in usage.items():
+        figures = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", part))
+        narrow = kernel[1] != "advance_kernel" and "wide" not in kernel[1]
+        assert int(figures["REG"]) <= (REGISTERS if narrow else FLOAT64_REGISTERS), kernel
+        assert (figures["STACK"], figures["LOCAL"]) == ("0", "0"), kernel
+
+
+def packs(states: int) -> int:
+    """Accesses of 16 bytes that move an element of every array once, over all kinds of storage."""
+    count = 0
+    for param, grad, state in itertools.product((2, 4), repeat=3):
+        width = 8 if param + grad + state == 6 else 4
+        count += sum(width * size == 16 for size in (param, grad, *[state] * states))
+    return count
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_hot_loops_move_16_bytes_at_a_time(first_use, arch):
+    _, library = first_use
+    kernels = by_kernel(cuobjdump(library, "-sass", "-arch", arch))
+    for name in KERNELS - {"advance_kernel"}:
+        code = Counter(re.findall(r"\s((?:LD|ST)\w*)(?:\.E)?\.(128|64|32)?", kernels[arch, name]))
+        wide = packs(3 if "adam" in name else 1)
+        assert code["LDG", "128"] == code["STG", "128"] == wide, (name, code)
+        # Local memory, and accesses to where the compiler does not know.
+        assert not [access for access in code if access[0] in ("LDL", "STL", "LD", "ST")], name
+
+
+def test_one_statement_starts_kernels():
+    source = (CSRC / "cuda.cu").read_text(encoding="utf-8")
+    assert source.count("cudaLaunch") == 1 and "<<<" not in source
+    assert re.findall(r"\bstart\(", source.split("cudaLaunchKernel")[1]) == ["start("] * 2
+
+
+# -- builds that fail ----------------------------------------------------------------------------
+
+
+def script(folder: Path, name: str, line: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{line}\n", encoding="utf-8")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def alone(tmp_path, monkeypatch) -> Path:
+    """A folder that is all of PATH, in a process that asks for CUDA."""
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    assert compiler is not None
+    monkeypatch.setenv("CXX", compiler)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setenv("FUSED_SCHED_CUDA", "1")
+    for name in ("CUDA_HOME", "TORCH_CUDA_ARCH_LIST"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / "bin"
+
+
+def reason(tmp_path: Path) -> str:
+    """Why a build fails: one line."""
+    with pytest.raises(native_build.BuildError) as caught:
+        native_build.compile_library(CSRC, tmp_path / "library")
+    message = str(caught.value)
+    assert "\n" not in message and not (tmp_path / "library").exists()
+    return message
+
+
+WANTED = "it needs nvcc of CUDA 12.1 or later for CUDA tensors"
+
+
+def test_missing_nvcc_is_named(alone, tmp_path):
+    assert reason(tmp_path) == f"{WANTED} and found none on PATH or in CUDA_HOME"
+
+
+@pytest.mark.parametrize("release", ["11.8", "12.0"])
+def test_old_nvcc_is_named(alone, tmp_path, release):
+    nvcc = script(alone, "nvcc", f'echo "Cuda compilation tools, release {release}, V{release}.1"')
+    assert reason(tmp_path) == f"{WANTED}; {nvcc} is release {release}"
+
+
+@pytest.mark.parametrize("listed", ["Hopper", "9.0;ten", "90", "9.0+ptx"])
+def test_bad_architecture_is_named(alone, tmp_path, monkeypatch, listed):
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", listed)
+    bad = listed.split(";")[-1]
+    assert reason(tmp_path) == (
+        f"TORCH_CUDA_ARCH_LIST: {bad!r} is no architecture like 9.0 or 9.0+PTX"
+    )
+
+
+def test_nvccs_own_refusal_is_one_line(tmp_path):
+    if shutil.which("nvcc") is None:
+        pytest.skip("needs nvcc")
+    command = native_build._jobs(CSRC, ["1.0"])["cuda"]
+    with pytest.raises(native_build.BuildError, match=r"^compiling failed: .*compute_10'[^\n]*$"):
+        native_build._run(command, str(tmp_path / "cuda.o"))
+
+
+ASKED = {
+    # (FUSED_SCHED_CUDA, TORCH_CUDA_ARCH_LIST, the GPU present): the architectures
+    ("", "", None): [],
+    ("0", "9.0", None): [],
+    ("1", "", None): ["8.0", "9.0", "10.0"],
+    ("1", "8.6 9.0a", None): ["8.6", "9.0"],
+    ("1", "8.0;9.0;10.0+PTX", None): ["8.0", "9.0", "10.0+PTX"],
+    ("", "", "8.9"): ["8.9"],
+    ("", "8.0+PTX", "8.9"): ["8.0+PTX"],
+}
+
+
+@pytest.mark.parametrize("asked", ASKED)
+def test_architectures_are_those_asked_for(monkeypatch, asked):
+    monkeypatch.setenv("FUSED_SCHED_CUDA", asked[0])
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", asked[1])
+    assert native_build.cuda_archs(asked[2]) == ASKED[asked]
+
+
+def test_ptx_is_made_where_asked_for():
+    assert native_build._gencode("8.0") == "-gencode=arch=compute_80,code=sm_80"
+    both = "-gencode=arch=compute_100,code=[sm_100,compute_100]"
+    assert native_build._gencode("10.0+PTX") == both
+
+
+def test_architectures_make_another_library():
+    lists = [], ["8.0"], ["8.0", "9.0"], ["8.0+PTX"]
+    assert len({native_build.cached(CSRC, archs) for archs in lists}) == len(lists)
+
+
+# -- the engine's reasons ------------------------------------------------------------------------
+
+SERVES = {
+    ("", (9, 0)): False,
+    ("8.0 9.0", (9, 0)): True,
+    ("8.0", (8, 6)): True,
+    ("8.6", (8, 0)): False,
+    ("8.0", (9, 0)): False,
+    ("8.0+PTX", (12, 0)): True,
+    ("9.0+PTX", (8, 0)): False,
+}
+
+
+@pytest.mark.parametrize("row", SERVES)
+def test_code_serves_its_own_architectures(row):
+    assert native_cuda.serves(*row) == SERVES[row]
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """As if torch had a GPU of compute capability 9.0."""
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    native_cuda._module.cache_clear()
+    yield torch.device("cuda", 0)
+    native_cuda._module.cache_clear()
+
+
+class Library:
+    """A module for some architectures, whose kernels load or not."""
+
+    def __init__(self, archs: str, error: str = "") -> None:
+        self.cuda_archs = lambda: archs
+        self.error = error
+
+    def cuda_load(self, device: int) -> None:
+        if self.error:
+            raise RuntimeError(self.error)
+
+
+REASONS = {
+    # what _load() gives, what _load("9.0") gives: the reason
+    "served": (Library("8.0 9.0"), None, None),
+    "compiled now": (Library(""), Library("9.0"), None),
+    "no compiler": (Library(""), "it needs nvcc", "it needs nvcc"),
+    "no library": ("no C++ compiler", None, "no C++ compiler"),
+    "old driver": (Library("9.0", "CUDA error: old driver"), None, "CUDA error: old driver"),
+    "other architectures": (
+        Library("8.0"),
+        Library("8.0 8.6"),
+        "it is compiled for compute capability 8.0, 8.6, and this GPU's is 9.0; set "
+        "TORCH_CUDA_ARCH_LIST=9.0",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_engine_says_why_it_cannot_serve(gpu, monkeypatch, name):
+    installed, compiled, reason = REASONS[name]
+    monkeypatch.setattr(native_cuda, "load_library", lambda *asked: compiled if asked else installed)
+    assert native_cuda.unavailable(gpu) == reason
+
+
+def test_torch_without_cuda_is_named(monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    told = native_cuda.unavailable(torch.device("cuda", 0))
+    assert told == "it serves CUDA tensors, and this torch is built without CUDA"
+
+
+def test_missing_gpu_is_named(monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert native_cuda.unavailable(torch.device("cuda")) == "torch sees no GPU"
+
+
+# -- the kernels, on a CPU -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def library_on_host(tmp_path_factory) -> Path:
+    """The library as tests/cuda_on_host/bin/nvcc makes it."""
+    target = tmp_path_factory.mktemp("host") / native_build.LIBRARY
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_HOME", str(ROOT / "tests" / "cuda_on_host"))
+        for name, value in QUICK.items():
+            patch.setenv(name, value)
+        native_build.compile_library(CSRC, target, ["9.0"])
+    return target
+
+
+@pytest.fixture(params=["forward", "backward"])
+def on_host(request, library_on_host, monkeypatch, whole_steps) -> Any:
+    """The native engine launches CUDA kernels, in either order of blocks and threads."""
+    module = native_library._module(library_on_host)
+    monkeypatch.setenv("CUDA_ON_HOST_ORDER", request.param)
+    monkeypatch.setattr(native_cuda, "_module", lambda device: module)
+    monkeypatch.setattr(native_cuda, "_number", lambda device: 0)
+    monkeypatch.setattr(native_cuda, "_where", lambda device: [0, 0])
+    for name in ("update", "load", "advance"):
+        monkeypatch.setattr(native_engine, name, getattr(native_cuda, name))
+    return ctypes.CDLL(str(library_on_host))
+
+
+def numbers(count: int, dtype: torch.dtype, seed: int, skip: int = 0) -> Tensor:
+    """Positive numbers around 1, in memory that is aligned unless ``skip`` elements come first."""
+    generator = torch.Generator().manual_seed(seed)
+    values = 0.5 + torch.rand(count + skip, generator=generator, dtype=torch.float64)
+    return values.to(dtype)[skip:]
+
+
+SIZES = ((CHUNK + 43, 0, False), (37, 1, False), (CHUNK + 5, 0, True))
+"""(elements, by how many misaligned, without a gradient)."""
+
+
+class Tables:
+    """Tensors of every kind in one launch, in every size.
+
+    Group 0 has no optional state, group 1 has them all.
+    """
+
+    def __init__(self, rule: str) -> None:
+        columns = layout.SGD_COLUMNS if rule == "sgd" else layout.ADAM_COLUMNS
+        self.rule = rule
+        self.members, self.grads = [], []
+        for kind in itertools.product(DTYPES, repeat=3):
+            for count, skip, missing in SIZES:
+                self._add(kind, count, skip, missing)
+        self.table = ParamTable(self.members, torch.device("cpu"), "Test")
+        self.block = Block(torch.device("cpu"), len(columns), 2, len(self.members), [0], [0])
+        values = dict(lr=0.1, momentum=0.9, dampening=0.1, nesterov=1, weight_decay=0.2)
+        values |= dict(beta1=0.8, beta2=0.9, eps=1e-3, decoupled_weight_decay=1)
+        for column, name in enumerate(columns):
+            self.block.record[:, column, :] = values.get(name, 0)
+        plain = "momentum" if rule == "sgd" else "amsgrad"
+        self.block.record[:, columns.index(plain), 0] = 0
+        self.block.record[:, columns.index(plain), 1] = 0.9
+        for name in ("beta1", "beta2") if rule == "adam" else ():
+            log = torch.tensor(values[name], dtype=torch.float64).log()
+            self.block.record[:, columns.index(f"log_{name}"), :] = log
+
+    def _add(self, kind: tuple[torch.dtype, ...], count: int, skip: int, missing: bool) -> None:
+        index = len(self.members)
+        param, grad, state = kind
+        group, seed = index % 2, 10 * index
+        present = (0 if self.rule == "sgd" else 2) + group
+        states = [numbers(count, state, seed + 1 + i, skip) for i in range(present)]
+        member = Member(numbers(count, param, seed, skip), index, group, states)
+        member.grad_dtype = grad
+        self.members.append(member)
+        self.grads.append(None if missing else numbers(count, grad, seed + 9, skip))
+
+    def launch(self, scale: float | None = None, found_inf: float | None = None) -> None:
+        scalars = [None if s is None else torch.tensor([s]) for s in (scale, found_inf)]
+        addresses = [0 if grad is None else grad.data_ptr() for grad in self.grads]
+        native_engine.update(self.block, self.table, addresses, None, self.rule, *scalars)
+
+    def tensors(self) -> list[Tensor]:
+        """All that a launch may change."""
+        grads = [grad for grad in self.grads if grad is not None]
+        states = [state for member in self.members for state in member.states]
+        own = [self.block.memory]
+        return [t.clone() for t in (*(m.param for m in self.members), *grads, *states, *own)]
+
+
+@pytest.fixture(scope="module")
+def on_cpu() -> dict[str, list[Tensor]]:
+    """What the CPU engine makes of Tables."""
+    results = {}
+    for rule in ("sgd", "adam"):
+        tables = Tables(rule)
+        for step in range(3):
+            tables.launch(*STEPS[step])
+        results[rule] = tables.tensors()
+    return results
+
+
+STEPS = ((None, None), (8.0, 0.0), (None, None))
+"""(scale, found_inf) of each launch: the second one unscales."""
+
+
+def same(ours: list[Tensor], theirs: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("rule", ["sgd", "adam"])
+def test_every_kind_of_storage_gets_the_cpu_engines_bits(on_cpu, on_host, rule):
+    tables = Tables(rule)
+    before = on_host.cuda_on_host_launches()
+    for scale, found_inf in STEPS:
+        tables.launch(scale, found_inf)
+    assert on_host.cuda_on_host_launches() - before == len(STEPS)
+    assert on_host.cuda_on_host_blocks() == tables.table.programs
+    assert same(tables.tensors(), on_cpu[rule])
+    assert tables.block.clock.tolist() == [len(STEPS), 0, 0, 0]
+
+
+def test_launch_with_found_inf_changes_nothing(on_host):
+    tables = Tables("adam")
+    before = tables.tensors()
+    tables.launch(scale=8.0, found_inf=1.0)
+    assert same(tables.tensors(), before)
+
+
+def train(params: list[Parameter], steps: int = 4, **options: Any) -> Any:
+    opt = OURS.AdamW([{"params": [p], "lr": 0.01 * (i + 1)} for i, p in enumerate(params)])
+    sched = fused_sched.lr_scheduler.SequentialLR(
+        opt,
+        [
+            fused_sched.lr_scheduler.LinearLR(opt, total_iters=2),
+            fused_sched.lr_scheduler.CosineAnnealingLR(opt, T_max=9),
+        ],
+        [2],
+    )
+    fused_sched.fuse(opt, sched)
+    for step in range(steps):
+        set_grads(params, step)
+        opt.step()
+    opt.found_inf = torch.zeros(1)  # the values are read from the device
+    opt.step()
+    return opt
+
+
+def test_schedule_of_more_groups_than_threads_moves_its_scalars_once(on_host):
+    params = [[Parameter(torch.ones(2)) for _ in range(130)] for _ in range(2)]
+    with fused_sched.use_engine("native"):
+        ours = train(params[0])
+    with fused_sched.use_engine("eager"):
+        theirs = train(params[1])
+    for mine, other in zip(ours.param_groups, theirs.param_groups):
+        assert abs(mine["lr"] - other["lr"]) < 1e-12 * other["initial_lr"]
+    torch.testing.assert_close(params[0], params[1])
+
+
+def test_schedule_alone_gets_the_cpu_engines_values(on_host):
+    groups = [{"params": [Parameter(torch.ones(1))], "lr": 0.1 / (i + 1)} for i in range(130)]
+    opt = OURS.SGD(groups, lr=0.1, momentum=0.9)
+    parts = fused_sched.lr_scheduler
+    sched = parts.OneCycleLR(opt, max_lr=[0.2 * group["lr"] for group in groups], total_steps=12)
+    with fused_sched.use_engine("native"):
+        opt.prepare()
+    ledger = opt._ledger
+    (plan,) = ledger.plans.values()
+    number = ledger.schedules.program_of(sched)
+    results = []
+    for advance in (CPU_ADVANCE, native_cuda.advance):
+        block = plan.block.on_host(plan.block.memory.clone())
+        program = block.programs[number]
+        trace = torch.full((5, *block.record.shape[1:]), torch.nan, dtype=torch.float64)
+        advance(block, program, 5, None, trace)
+        advance(block, program)
+        assert 6 in program.ops[:, layout.EPOCH]
+        results.append((trace, block.record, program.lanes, program.ops.double()))
+    for theirs, ours in zip(*results):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
+
+
+def test_more_gradients_than_parameters_hold_come_from_the_table(on_host):
+    count = native_cuda._module(0).CUDA_GRADIENTS + 1
+    params = [Parameter(torch.ones(1)) for _ in range(count)]
+    opt = OURS.SGD(params, lr=0.5)
+    for number, param in enumerate(params):
+        param.grad = None if number == 7 else torch.full((1,), number / count)
+    with fused_sched.use_engine("native"):
+        opt.step()
+    expected = 1 - 0.5 * torch.arange(count) / count
+    expected[7] = 1
+    torch.testing.assert_close(torch.cat([p.detach() for p in params]), expected)
+
+
+def test_errors_of_cuda_are_raised(on_host, monkeypatch):
+    monkeypatch.setattr(native_cuda, "_where", lambda device: [1, 0])
+    with pytest.raises(RuntimeError, match=r"^CUDA error: invalid device ordinal$"):
+        Tables("sgd").launch()
+
+
+def test_fields_of_another_size_are_refused(on_host):
+    module = native_cuda._module(0)
+    with pytest.raises(ValueError, match="bytes of fields"):
+        module.cuda_update(b"", b"")
+    tables = Tables("sgd")
+    fields = native_library.update_fields(tables.block, tables.table, None, "sgd", None, None)
+    launch = array("q", [0] * 6).tobytes()
+    with pytest.raises(RuntimeError, match="not one gradient for each tensor"):
+        module.cuda_update(fields + launch, bytes(8))
