@@ -66,7 +66,14 @@ def test_doctor_json_holds_versions_devices_and_engines(capsys):
     assert report["passed"] is True
     assert report["versions"]["fused_sched"] == fused_sched.__version__
     assert report["versions"]["torch"] == torch.__version__
-    assert list(report["versions"]) == ["fused_sched", "torch", "triton", "Python", "CUDA"]
+    assert list(report["versions"]) == [
+        "fused_sched",
+        "torch",
+        "triton",
+        "Python",
+        "CUDA",
+        "native",
+    ]
     assert len(report["devices"]) == 1 + torch.cuda.device_count()
     for device, found in report["devices"].items():
         reasons = {name: engine["unavailable"] for name, engine in found["engines"].items()}

@@ -33,14 +33,18 @@ def cuda(device: torch.device) -> torch.device:
     return device
 
 
-@pytest.fixture(autouse=True)
-def _engine() -> Iterator[None]:
-    with fused_sched.use_engine("triton"):
+ENGINES = ["triton", "native"] if torch.cuda.is_available() else ["triton"]
+"""Those that launch; the stand-in for a capture on a CPU knows Triton's launches."""
+
+
+@pytest.fixture(autouse=True, params=ENGINES)
+def engine(request) -> Iterator[str]:
+    with fused_sched.use_engine(request.param):
         if torch.cuda.is_available():
-            yield
+            yield request.param
         else:
             with quick():
-                yield
+                yield request.param
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, with the python3 at hand: doctor, tests, memcheck, benchmark.
+# Everything that needs a GPU, with the python3 at hand: the build, doctor, tests, memcheck, benchmark.
 # Every stage runs whatever the one before did; the exit status is 1 if any of them failed.
-# Logs, junit xml and results go to $OUT. The limits sum to 515 s, 535 s with the kills.
+# Logs, junit xml and results go to $OUT. The limits sum to 525 s, 550 s with the kills.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -30,21 +30,26 @@ if ! python3 -c 'import torch; raise SystemExit(not torch.cuda.is_available())';
     exit 1
 fi
 
+# In place, for this GPU alone: the benchmark and the tests then find it compiled.
+stage build 60 env FUSED_SCHED_CUDA=1 TORCH_CUDA_ARCH_LIST="$(python3 -c 'import torch
+print("{}.{}".format(*torch.cuda.get_device_capability()))')" \
+    python3 setup.py --quiet build_ext --inplace || failed+=(build)
+
 stage doctor 30 python3 -m fused_sched doctor || failed+=(doctor)
 
 # Several processes: a kernel that breaks its CUDA context takes no other test along, and Triton
 # compiles on every core. A test that hangs ends its process, not the run.
 options=(-q -p no:cacheprovider --confcutdir=tests/gpu -o filterwarnings=default -rfE
     -o faulthandler_timeout=100 --durations=15 "--junitxml=$OUT/tests.xml")
-if has xdist; then options+=(-p xdist.plugin -n 6); fi
+if has xdist; then options+=(-p xdist.plugin -n 12); fi
 if has pytest_timeout; then options+=(-p pytest_timeout --timeout=120 --timeout-method=thread); fi
-stage tests 230 python3 -m pytest "${options[@]}" tests/gpu || failed+=(tests)
+stage tests 240 python3 -m pytest "${options[@]}" tests/gpu || failed+=(tests)
 
 if command -v compute-sanitizer >/dev/null; then
     # Without torch's caching allocator each tensor is its own allocation, so that an access
     # past a tensor's end is an access past an allocation's. Calls that torch lets fail are none
     # of our business, nor are the compilers that Triton starts.
-    stage memcheck 90 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+    stage memcheck 70 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
         compute-sanitizer --tool memcheck --error-exitcode 1 --report-api-errors no \
         --target-processes application-only python3 -m tests.gpu.sanitize
     if [ $? -ne 0 ]; then
@@ -59,7 +64,7 @@ else
     echo "== memcheck: NOT RUN, compute-sanitizer is not on PATH"
 fi
 
-stage benchmark 165 python3 -m benchmarks.step --out "$OUT" || failed+=(benchmark)
+stage benchmark 125 python3 -m benchmarks.step --out "$OUT" || failed+=(benchmark)
 
 if [ ${#failed[@]} -ne 0 ]; then
     echo "== failed: ${failed[*]}"

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import fused_sched
-from fused_sched.engines import triton_engine
 from tests.cases import OPTIMIZERS, SHAPES, gradient
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -76,7 +75,7 @@ def schedules(device: torch.device) -> None:
     (plan,) = ledger.plans.values()
     program = plan.block.programs[ledger.schedules.program_of(sequential)]
     trace = torch.empty(12, *plan.block.record.shape[1:], dtype=torch.float64, device=device)
-    triton_engine.advance(plan.block, program, 12, trace=trace)
+    plan.engine.advance(plan.block, program, 12, trace=trace)
     assert bool(trace.isfinite().all())
     metric: Tensor = torch.ones((), device=device)
     for _ in range(4):
@@ -86,10 +85,11 @@ def schedules(device: torch.device) -> None:
 
 def main() -> None:
     device = torch.device("cuda", 0)
-    with fused_sched.use_engine("triton"):
-        schedules(device)
-        scaler(device)
-        optimizers(device)
+    for engine in ("triton", "native"):
+        with fused_sched.use_engine(engine):
+            schedules(device)
+            scaler(device)
+            optimizers(device)
     torch.cuda.synchronize()
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import fused_sched
-from fused_sched.engines import triton_engine
+from fused_sched.engines import engine_for
 from tests.cases import SchedulerCase
 from tests.test_schedules import BY_ITSELF, RATES, WITH_METRIC, Stock, assert_promise, over
 
@@ -37,7 +37,8 @@ class OnDevice:
         where = {"dtype": torch.float64, "device": self.block.device}
         trace = torch.full((steps, *self.block.record.shape[1:]), math.nan, **where)
         given = None if metric is None else torch.tensor([metric], **where)
-        triton_engine.advance(self.block, self.program, steps, metric=given, trace=trace)
+        engine = engine_for(self.block.device)
+        engine.advance(self.block, self.program, steps, metric=given, trace=trace)
         return trace.cpu()
 
     def start(self) -> Tensor:
