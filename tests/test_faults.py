@@ -1,8 +1,8 @@
 """Faults, each injected on every engine: survived, or refused with nothing lost.
 
-    python -m tests.test_faults
+    python -m tests.test_faults > docs/faults.md
 
-prints the table of them.
+writes the table of them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from fused_sched.optim.state import StateKeeper
 from tests.training import check
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[1]
 
 
 class Run:
@@ -395,7 +397,19 @@ def test_fault_is_survived_or_refused(fault, engine):
     assert happened and lost
 
 
+def table() -> str:
+    """All of it, as docs/faults.md has it."""
+    rows = [f"| {fault.name} | {' | '.join(fault.inject())} |" for fault in FAULTS]
+    head = "| fault | what happened | what was lost |\n| --- | --- | --- |"
+    note = "Each is injected by `tests/test_faults.py`, on every engine; the words are native's."
+    return "\n".join(["# Faults", "", note, "", head, *rows]) + "\n"
+
+
+def test_document_has_what_happens():
+    with fused_sched.use_engine("native"):
+        assert (ROOT / "docs" / "faults.md").read_text(encoding="utf-8") == table()
+
+
 if __name__ == "__main__":
-    print("| fault | what happened | what was lost |\n| --- | --- | --- |")
-    for fault in FAULTS:
-        print(f"| {fault.name} | {' | '.join(fault.inject())} |")
+    with fused_sched.use_engine("native"):
+        print(table(), end="")
