@@ -8,7 +8,7 @@
 
 #include <cstring>
 #include <memory>
-#include <new>
+#include <mutex>
 #include <utility>
 
 #include "cpu.h"
@@ -110,8 +110,8 @@ struct Lean {
   int64_t steps = 0;
   int64_t limit = -1;  // launches until the whole step must look; -1: none
   bool running = false;
-  Ref group_list, groups, param_lists, params, pre_hooks, post_hooks, forced, keep;
-  PyObject* engine = nullptr;  // what was forced then, to compare with
+  std::mutex launching;  // held by the launch without the GIL, so that take() can wait for it
+  Ref group_list, groups, param_lists, params, pre_hooks, post_hooks, forced, engine, keep;
   int64_t members_count = 0, groups_count = 0, elements = 0;
   std::unique_ptr<Member[]> members;
   std::unique_ptr<int64_t[]> next_grads;
@@ -183,7 +183,7 @@ struct Lean {
   }
 
   bool step(PyObject* optimizer) {
-    if (steps == limit || PyDict_GetItem(forced.get(), Py_None) != engine) return false;
+    if (steps == limit || PyDict_GetItem(forced.get(), Py_None) != engine.get()) return false;
     const Ref attributes(PyObject_GetAttr(optimizer, names.dict));
     if (!attributes) {
       PyErr_Clear();
@@ -198,8 +198,10 @@ struct Lean {
       update(args);
     } else {
       running = true;
+      launching.lock();
       Py_BEGIN_ALLOW_THREADS
       update(args);
+      launching.unlock();
       Py_END_ALLOW_THREADS
       running = false;
     }
@@ -282,7 +284,7 @@ PyObject* new_lean(PyTypeObject* type, PyObject* arguments, PyObject*) {
   lean->pre_hooks = Ref::to(pre_hooks);
   lean->post_hooks = Ref::to(post_hooks);
   lean->forced = Ref::to(forced);
-  lean->engine = PyDict_GetItem(forced, Py_None);
+  if (PyObject* engine = PyDict_GetItem(forced, Py_None)) lean->engine = Ref::to(engine);
   lean->keep = Ref::to(keep);
   if (!note_groups(*lean, group_list)) return nullptr;
   lean->members_count = count;
@@ -338,6 +340,12 @@ PyObject* step_lean(PyObject* self, PyObject* optimizer) {
 
 PyObject* take_lean(PyObject* self, PyObject*) {
   Lean* lean = lean_of(self);
+  if (lean->running) {
+    Py_BEGIN_ALLOW_THREADS
+    lean->launching.lock();
+    lean->launching.unlock();
+    Py_END_ALLOW_THREADS
+  }
   if (lean->limit >= 0) lean->limit -= lean->steps;
   return PyLong_FromLongLong(std::exchange(lean->steps, 0));
 }
@@ -369,17 +377,20 @@ struct ScheduleObject {
   PyObject_HEAD
   AdvanceArgs args;
   int64_t steps, limit;
-  PyObject* keep;
+  PyObject *attributes, *group_list, *groups, *keep;
 };
 
 ScheduleObject* schedule_of(PyObject* self) { return reinterpret_cast<ScheduleObject*>(self); }
 
-// LeanSchedule(fields, keep, limit): AdvanceArgs as int64; the others as for LeanStep.
+// LeanSchedule(fields, attributes, group_list, groups, keep, limit): AdvanceArgs as int64; the
+// optimizer's dict, its list of groups and a tuple of them; the others as for LeanStep.
 PyObject* new_schedule(PyTypeObject* type, PyObject* arguments, PyObject*) {
   const char* fields;
   Py_ssize_t size;
-  PyObject *keep, *limit;
-  if (!PyArg_ParseTuple(arguments, "y#OO", &fields, &size, &keep, &limit)) return nullptr;
+  PyObject *attributes, *group_list, *groups, *keep, *limit;
+  if (!PyArg_ParseTuple(arguments, "y#O!O!O!OO", &fields, &size, &PyDict_Type, &attributes,
+                        &PyList_Type, &group_list, &PyTuple_Type, &groups, &keep, &limit))
+    return nullptr;
   if (size != sizeof(AdvanceArgs)) {
     PyErr_SetString(PyExc_ValueError, "LeanSchedule: the fields' size is wrong");
     return nullptr;
@@ -390,6 +401,9 @@ PyObject* new_schedule(PyTypeObject* type, PyObject* arguments, PyObject*) {
   ScheduleObject* schedule = schedule_of(self);
   std::memcpy(&schedule->args, fields, sizeof(AdvanceArgs));
   schedule->steps = 0;
+  schedule->attributes = Py_NewRef(attributes);
+  schedule->group_list = Py_NewRef(group_list);
+  schedule->groups = Py_NewRef(groups);
   schedule->keep = Py_NewRef(keep);
   if (parse_limit(limit, &schedule->limit)) return self;
   Py_DECREF(self);
@@ -398,18 +412,34 @@ PyObject* new_schedule(PyTypeObject* type, PyObject* arguments, PyObject*) {
 
 int traverse_schedule(PyObject* self, visitproc visit, void* arg) {
   Py_VISIT(Py_TYPE(self));
-  Py_VISIT(schedule_of(self)->keep);
+  const ScheduleObject* schedule = schedule_of(self);
+  Py_VISIT(schedule->attributes);
+  Py_VISIT(schedule->group_list);
+  Py_VISIT(schedule->groups);
+  Py_VISIT(schedule->keep);
   return 0;
 }
 
 int clear_schedule(PyObject* self) {
-  Py_XDECREF(std::exchange(schedule_of(self)->keep, nullptr));
+  ScheduleObject* schedule = schedule_of(self);
+  for (PyObject** ref : {&schedule->attributes, &schedule->group_list, &schedule->groups,
+                         &schedule->keep})
+    Py_XDECREF(std::exchange(*ref, nullptr));
   return 0;
+}
+
+bool has_same_groups(const ScheduleObject& schedule) {
+  PyObject* list = PyDict_GetItemWithError(schedule.attributes, names.param_groups);
+  const Py_ssize_t count = PyTuple_Size(schedule.groups);
+  if (list != schedule.group_list || PyList_Size(list) != count) return false;
+  for (Py_ssize_t g = 0; g < count; ++g)
+    if (PyList_GetItem(list, g) != PyTuple_GetItem(schedule.groups, g)) return false;
+  return true;
 }
 
 PyObject* step_schedule(PyObject* self, PyObject*) {
   ScheduleObject* schedule = schedule_of(self);
-  if (schedule->steps == schedule->limit) Py_RETURN_FALSE;
+  if (schedule->steps == schedule->limit || !has_same_groups(*schedule)) Py_RETURN_FALSE;
   ++schedule->steps;
   advance(schedule->args);
   Py_RETURN_TRUE;

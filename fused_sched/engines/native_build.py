@@ -66,7 +66,10 @@ def cached(folder: Path, archs: Sequence[str] = ()) -> Path:
     digest = hashlib.sha256(" ".join((platform.machine(), *_all_flags(), *cuda)).encode())
     for file in sorted(folder.glob("*.[ch]*")):
         digest.update(file.read_bytes())
-    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:
+        raise BuildError(f"there is no folder to build into: {error}") from error
     return home / "fused_sched" / digest.hexdigest()[:16] / LIBRARY
 
 
@@ -97,7 +100,7 @@ def _is_stale(folder: Path | None) -> bool:
     """Whether a checkout's sources changed since its installation, or other flags are asked for."""
     if os.environ.get(_FLAGS_VARIABLE):
         return True
-    if folder is None:
+    if folder is None or folder.parent == built().parent.parent:  # not a checkout
         return False
     then = built().stat().st_mtime
     return any(file.stat().st_mtime > then for file in folder.glob("*.[ch]*"))
@@ -132,7 +135,8 @@ def compile_library(folder: Path, target: Path, archs: Sequence[str] | None = No
         linked = f"{scratch}/{LIBRARY}"
         _run([*link, *objects], linked)
         # Copied aside and moved: another process never sees half a library.
-        staged = target.with_suffix(f".{os.getpid()}")
+        handle, staged = tempfile.mkstemp(dir=target.parent)
+        os.close(handle)
         shutil.copy(linked, staged)
         os.replace(staged, target)
 

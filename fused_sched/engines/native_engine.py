@@ -73,10 +73,13 @@ def lean_step(
     )
 
 
-def lean_schedule(block: Block, program: Program, limit: int | None) -> Any:
+def lean_schedule(block: Block, program: Program, optimizer: Any, limit: int | None) -> Any:
     """A LeanSchedule of csrc/lean.cpp: the next advances of an explicit schedule."""
     fields = advance_fields(block, program, 1, None, None)
-    return load_library().LeanSchedule(fields, (block, program), limit)
+    groups = optimizer.param_groups
+    return load_library().LeanSchedule(
+        fields, optimizer.__dict__, groups, tuple(groups), (block, program), limit
+    )
 
 
 def update(

@@ -75,6 +75,17 @@ class _Live:
         instance.__dict__[self.name] = value
 
 
+class _Shared(_Live):
+    """A list that its reader may change in place: the schedule's next step is the host's."""
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        ledger = None if instance is None else ledger_of(instance.__dict__.get("optimizer"))
+        if ledger is not None and not ledger.hosting:
+            ledger.refresh()
+            ledger.lean.drop_schedule(ledger)
+        return super().__get__(instance, owner)
+
+
 class DeviceScheduler(TorchScheduler):
     """Base of the schedulers: torch's recurrence on the host, its row on the device.
 
@@ -92,10 +103,13 @@ class DeviceScheduler(TorchScheduler):
     last_epoch = _Live()
     _step_count = _Live()
     _last_lr = _Live()
+    base_lrs, max_lrs, milestones, lr_lambdas, min_lrs = (_Shared() for _ in range(5))
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Show torch's signature, and our own arguments after it."""
         super().__init_subclass__(**kwargs)
+        if "state_dict" in cls.__dict__ and not cls.__module__.startswith(WRITTEN):
+            cls.state_dict = _caught_up(cls.__dict__["state_dict"])  # type: ignore[method-assign]
         stock = next((c for c in cls.__mro__ if c.__module__.startswith("torch.optim")), None)
         if stock is not None and "__init__" not in cls.__dict__:
             shown = inspect.signature(stock)
@@ -137,6 +151,7 @@ class DeviceScheduler(TorchScheduler):
         """Make the optimizer's ledger know this scheduler and send what it has set."""
         ledger = ledger_of(self.__dict__.get("optimizer"))
         if ledger is not None:
+            ledger.refresh()
             ledger.schedules.register(self, self._children())
             ledger.upload()
 
@@ -304,11 +319,12 @@ class DeviceScheduler(TorchScheduler):
         segments = self._lower(child=False)
         return tabulate(self) if segments is None else segments
 
-    def _lower(self, child: bool) -> Segments | None:
+    def _lower(self, child: bool, waiting: bool = False) -> Segments | None:
         """The rows of opcodes of its own; None where it has none, so that it is tabulated.
 
         Args:
             child: it is the child of a SequentialLR, which may restart it.
+            waiting: its turn there is still to come.
         """
         if self._changed():
             return None
@@ -390,6 +406,20 @@ class DeviceScheduler(TorchScheduler):
     def _rehearse(self) -> None:
         """Raise what torch would raise at the next step, changing nothing."""
         detached(self)[0].step()
+
+
+def _caught_up(state_dict: Any) -> Any:
+    """Somebody's own ``state_dict``, which may read ``__dict__`` itself."""
+
+    @functools.wraps(state_dict)
+    def caught_up(self: Any) -> Any:
+        self._refresh()
+        ledger = ledger_of(self.__dict__.get("optimizer"))
+        if ledger is not None:
+            ledger.lean.drop_schedule(ledger)
+        return state_dict(self)
+
+    return caught_up
 
 
 @functools.cache

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from fused_sched.optim.schedules import NO_FORM
 from fused_sched.tables import layout
 from fused_sched.tables.program import Row, Segments, table_of
 
@@ -32,14 +33,24 @@ class _Composite(DeviceScheduler):
             if isinstance(child, DeviceScheduler):
                 child._forget_tables()
 
-    def _lowered_inside(self, child: bool) -> list[Segments] | None:
-        """Each scheduler's rows, None if one of them has none."""
-        lowered = [
-            one._lower(child) if isinstance(one, DeviceScheduler) else None
-            for one in self._schedulers
-        ]
-        rows = [segments for segments in lowered if segments is not None]
-        return rows if len(rows) == len(lowered) else None
+    def _lowered_inside(self, child: bool, active: int | None = None) -> list[Segments] | None:
+        """Each scheduler's rows, None if one of them has none.
+
+        Args:
+            active: number of the child whose turn it is; those after it wait for theirs.
+        """
+        lowered = []
+        for number, one in enumerate(self._schedulers):
+            turn = 0 if active is None else number - active
+            try:
+                ours = isinstance(one, DeviceScheduler)
+                segments = one._lower(child, waiting=turn > 0) if ours else None
+            except NO_FORM:  # of no account once its turn is over
+                segments = {} if turn < 0 else None
+            if segments is None:
+                return None
+            lowered.append(segments)
+        return lowered
 
 
 class SequentialLR(_Composite, torch.optim.lr_scheduler.SequentialLR):
@@ -77,18 +88,20 @@ class SequentialLR(_Composite, torch.optim.lr_scheduler.SequentialLR):
     def _nested(self) -> bool:
         return any(hasattr(child, "_schedulers") for child in self._schedulers)
 
-    def _lower(self, child: bool) -> Segments | None:
-        inside = None if child or self._changed() or self._nested() else self._lowered_inside(True)
+    def _lower(self, child: bool, waiting: bool = False) -> Segments | None:
+        if child or self._changed() or self._nested():
+            return None
+        active = bisect_right(self._milestones, self.__dict__["last_epoch"])
+        inside = self._lowered_inside(True, active)
         if inside is None:
             return None
-        self._shift_ends(inside)
+        self._shift_ends(inside, active)
         columns = dict.fromkeys(name for segments in inside for name in segments)
         return {name: self._column(name, inside) for name in columns}
 
-    def _shift_ends(self, inside: list[Segments]) -> None:
+    def _shift_ends(self, inside: list[Segments], active: int) -> None:
         """A child's end comes no sooner than its turn, and not at all once that is over."""
         epoch = self.__dict__["last_epoch"]
-        active = bisect_right(self._milestones, epoch)
         for number, segments in enumerate(inside):
             for (row,) in segments.values():
                 if number < active:
@@ -141,7 +154,7 @@ class ChainedScheduler(_Composite, torch.optim.lr_scheduler.ChainedScheduler):
         torch.optim.lr_scheduler.ChainedScheduler.__init__(self, schedulers, optimizer)
         self._enroll()
 
-    def _lower(self, child: bool) -> Segments | None:
+    def _lower(self, child: bool, waiting: bool = False) -> Segments | None:
         inside = None if child or self._changed() else self._lowered_inside(False)
         if inside is None:
             return None

@@ -29,11 +29,11 @@ class _Lambdas(DeviceScheduler):
     def _tabulated(self) -> bool:
         return True
 
-    def _lower(self, child: bool) -> Segments | None:
+    def _lower(self, child: bool, waiting: bool = False) -> Segments | None:
         if self._changed() or len(self.lr_lambdas) != len(self.optimizer.param_groups):
             return None
         epoch = self.__dict__["last_epoch"]
-        first, table = self._table_from(0 if child else epoch + 1)
+        first, table = self._table_from(0 if waiting else epoch + 1)
         length = len(table) // len(self.lr_lambdas)
         words = {layout.AUX_EPOCH: first, layout.AUX_LENGTH: length}
         ends = first + length - 1 - epoch
@@ -92,10 +92,10 @@ class LambdaLR(_Lambdas, torch.optim.lr_scheduler.LambdaLR):
     def _tabulated(self) -> bool:
         return self._changed() or self._pieces() is None
 
-    def _lower(self, child: bool) -> Segments | None:
+    def _lower(self, child: bool, waiting: bool = False) -> Segments | None:
         pieces = None if self._changed() else self._pieces()
         if pieces is None or len(self.lr_lambdas) != len(self.optimizer.param_groups):
-            return super()._lower(child)
+            return super()._lower(child, waiting)
         table = table_of(*(word for piece in pieces for word in piece))
         row = Row(layout.PIECEWISE, {layout.BASE: base_lrs(self)}, aux=table)
         return {self.hyper: [self._placed(row, child)]}

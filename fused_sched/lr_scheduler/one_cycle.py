@@ -52,5 +52,10 @@ class OneCycleLR(Cycle, torch.optim.lr_scheduler.OneCycleLR):
                 layout.MODE: _ANNEALS[self._anneal_func_type],
                 layout.AUX_LENGTH: len(self._schedule_phases),
             },
-            ends=self.total_steps - self.__dict__["last_epoch"],
+            ends=max(self._last_epoch_with_a_value() - self.__dict__["last_epoch"], 0),
         )
+
+    def _last_epoch_with_a_value(self) -> int:
+        """total_steps, to which torch extrapolates; not where it would divide by a phase of 0."""
+        before, last = (phase["end_step"] for phase in self._schedule_phases[-2:])
+        return self.total_steps - (before == last)

@@ -34,24 +34,24 @@ class Table:
 
     Attributes:
         epoch: the position from which it was run.
-        recursive: whether the values depend on those that the groups had then.
+        recursive: the keys whose values depend on those that the groups had then.
         values: key of a param group -> float64 [steps + 1, groups], the first row that of
             ``epoch`` itself.
         tables: key -> the rows after the first, as the device gets them.
     """
 
     epoch: int
-    recursive: bool
+    recursive: list[str]
     values: dict[str, Tensor]
     tables: dict[str, Tensor]
 
     def holds(self, epoch: int, now: dict[str, Tensor]) -> bool:
         """Whether its values are those of the steps after ``epoch``, from the values of now."""
         passed = epoch - self.epoch
-        if not all(0 <= passed < len(values) - 1 for values in self.values.values()):
-            return False
-        return not self.recursive or all(
-            torch.equal(values[passed], now[key]) for key, values in self.values.items()
+        return all(
+            0 <= passed < len(values) - 1
+            and (key not in self.recursive or torch.equal(values[passed], now[key]))
+            for key, values in self.values.items()
         )
 
 
@@ -70,16 +70,17 @@ def tabulate(scheduler: Any) -> Segments:
     table = scheduler.__dict__.get("_ahead")
     if table is None or not table.holds(epoch, now):
         table = scheduler.__dict__["_ahead"] = _run_ahead(scheduler, epoch, now)
+    cycling = any(getattr(one, "cycle_momentum", False) for one in inside(scheduler))
     segments: Segments = {}
     for key, values in table.values.items():
-        if key in hypers or (values != values[0]).any():
+        if key in hypers or cycling or (values != values[0]).any():
             row = Row(
                 layout.TABLE_VALUE,
                 words={layout.AUX_EPOCH: table.epoch + 1, layout.AUX_LENGTH: len(values) - 1},
                 aux=table.tables[key],
                 ends=table.epoch + len(values) - 1 - epoch,
                 ahead=True,
-                recursive=table.recursive,
+                recursive=key in table.recursive,
             )
             placed = scheduler._placed(row, child=False, source=key == hypers[0])
             placed.epoch = epoch
@@ -189,9 +190,11 @@ def _run(
 
 
 def _run_ahead(scheduler: Any, epoch: int, now: dict[str, Tensor]) -> Table:
-    recursive = _depends_on_lr(scheduler)
-    if recursive:
+    recursive = list(now)
+    if _depends_on_lr(scheduler):
         refuse_recursive(scheduler)
+    else:  # of what is cycled beside it, nobody knows
+        recursive = [key for key in recursive if key not in _hypers(scheduler)]
     ahead = _run(scheduler, now, scheduler.horizon)
     values = {key: torch.stack([now[key], *steps]) for key, steps in ahead.items()}
     tables = {key: rows[1:].reshape(-1) for key, rows in values.items()}

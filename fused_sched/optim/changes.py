@@ -22,13 +22,14 @@ def take_changes(ledger: Ledger, plan: Plan, in_place: bool) -> set[int]:
     gone: set[int] = set()
     told = False
     for member in plan.table.members:
-        replaced = keeper.replaced(member)
+        moved = member.states_moved
+        replaced = moved or keeper.replaced(member)
         step = keeper.told_step(member, replaced)
         if step is not None:
             plan.offsets[member.index] = plan.clock - step
             keeper.note_step(member, step)
             told = True
-        if replaced and in_place and (ledger.captured or keeper.same_dtypes(member)):
+        if replaced and in_place and not moved and (ledger.captured or keeper.same_dtypes(member)):
             with ledger.host_only():
                 keeper.restore(member, ledger.optimizer.param_groups[member.group])
         elif replaced:

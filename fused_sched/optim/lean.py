@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from fused_sched.engines.choose import FORCED
 
+from .schedules import is_tabulated
+
 if TYPE_CHECKING:
     from .ledger import Ledger
     from .plan import Plan
@@ -37,18 +39,20 @@ class Lean:
 
     def drop_step(self, ledger: Ledger) -> None:
         """Something changed: the next step must look."""
+        self._made_for = ()
         optimizer = ledger.reference()
         if optimizer is not None and optimizer.__dict__.get(LEAN) is not None:
             self.settle(ledger)
-            optimizer.__dict__[LEAN] = None
+            del optimizer.__dict__[LEAN]
 
     def drop_schedule(self, ledger: Ledger) -> None:
         """Something else may move the schedule: its next step is the host's."""
-        if self._scheduler is not None:
-            self.settle(ledger)
-            scheduler, self._scheduler = self._scheduler(), None
-            if scheduler is not None:
-                scheduler.__dict__[LEAN] = None
+        self.settle(ledger)
+        scheduler = self.scheduler
+        if scheduler is not None:
+            scheduler.__dict__.pop(LEAN, None)
+        if not self.owed:
+            self._scheduler = None
 
     def settle(self, ledger: Ledger) -> None:
         """Take what was done alone into the ledger's account."""
@@ -82,7 +86,7 @@ class Lean:
         (plan,) = plans
         optimizer, table = ledger.optimizer, plan.table
         here = optimizer.__dict__.get(LEAN)
-        made_for = plan.engine, table, table.info, len(ledger.keeper.waiting)
+        made_for = plan.engine, table, id(table.info), len(ledger.keeper.waiting)
         if here is not None and made_for == self._made_for:
             here.renew(ledger.steps_left())
             return
@@ -107,13 +111,15 @@ class Lean:
         alone = list(ledger.schedules.roots()) == [scheduler] and not ledger.schedules.fused
         if number is None or not alone or len(plans) != 1 or ledger.captured or ledger.rates():
             return
+        if is_tabulated(scheduler):
+            return  # somebody's own code decides: it is asked each time
         (plan,) = plans
         make = getattr(plan.engine, "lean_schedule", None)
         if make is None or plan.block is None or plan.device.type != "cpu":
             return
         self._scheduler = weakref.ref(scheduler)
         scheduler.__dict__[LEAN] = make(
-            plan.block, plan.block.programs[number], ledger.programs[number].ends
+            plan.block, plan.block.programs[number], ledger.optimizer, ledger.programs[number].ends
         )
 
 

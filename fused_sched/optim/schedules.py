@@ -94,7 +94,7 @@ class Schedules:
         for scheduler in self.roots():
             if self.find(scheduler) or self.program_of(scheduler) is not None:
                 continue
-            if not tabulate and _is_tabulated(scheduler):
+            if not tabulate and is_tabulated(scheduler):
                 reason = "its values must be tabulated first; call optimizer.prepare()"
                 self.refused.setdefault(id(scheduler), reason)
             elif self._lowered(scheduler) is not None:
@@ -193,7 +193,8 @@ class Schedules:
                     break
 
 
-def _is_tabulated(scheduler: Any) -> bool:
+def is_tabulated(scheduler: Any) -> bool:
+    """Whether a scheduler's device form is a table."""
     try:
         return scheduler._tabulated()
     except NO_FORM:  # lowering it says why

@@ -80,6 +80,7 @@ class Stepper:
         if ledger.plans:
             ledger.refresh()
             ledger.show_state()
+        ledger.lean.drop_schedule(ledger)
         ledger.plans.clear()
         self.params, self._sizes = params, sizes
         self._group_of = [number for number, size in enumerate(sizes) for _ in range(size)]
@@ -267,7 +268,9 @@ class Stepper:
         keeper = self.ledger.keeper
         if plans and keeper.shown and not capturing():
             # Whoever holds the dict can change it at any time: attribute, argument, holder.
-            keeper.shown = sys.getrefcount(keeper.state) > 2
+            keeper.shown = sys.getrefcount(keeper.state) > 2 or any(
+                sys.getrefcount(entry) > 3 for entry in keeper.state.values()
+            )
         return plans
 
     def prepare(self) -> None:

@@ -22,6 +22,9 @@ def before_write(ledger: Ledger, group: Group, key: str, value: Any) -> None:
     """
     if ledger.hosting or ledger.reference() is None:
         return
+    if isinstance(value, Tensor):
+        ledger.refresh()
+        ledger.lean.drop_schedule(ledger)
     if key != "lr" or isinstance(value, Tensor) or _is_zero(value):
         ledger.drop_lean()
     columns = key in ledger.rules._KEYS

@@ -51,6 +51,7 @@ class Member:
         self.grad_dtype = declared.to_real() if declared.is_complex else declared
         self._plain = type(self.param) in (Tensor, torch.nn.Parameter) and not declared.is_complex
         self._strides = self.dense.stride()
+        self._state_addresses = self._addresses_of_states()
         here = local(self.param)
         self._here = here.data_ptr(), here.shape, here.stride(), here.dtype
 
@@ -58,6 +59,14 @@ class Member:
     def dense(self) -> Tensor:
         """The param as the kernel addresses it."""
         return self.view if self.staged_param is None else self.staged_param
+
+    def _addresses_of_states(self) -> list[int]:
+        return [0 if state is None else local(state).data_ptr() for state in self.states]
+
+    @property
+    def states_moved(self) -> bool:
+        """Whether a state tensor got other memory (``.data``, ``share_memory_()``)."""
+        return self._addresses_of_states() != self._state_addresses
 
     @property
     def plain(self) -> bool:
@@ -91,6 +100,7 @@ class Member:
             and grad.layout is torch.strided
             and grad.dtype is self.grad_dtype
             and grad.stride() == self._strides
+            and not grad.is_neg()
         ):
             self.staged_grad = None
             return grad.data_ptr() or _NOWHERE
