@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -124,26 +125,6 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     # -- the step --------------------------------------------------------------------------------
 
-    @skip
-    def step(self, closure: Closure | None = None) -> Any:
-        """Update every param that has a gradient, and advance the fused schedules.
-
-        Args:
-            closure: reevaluates the model and returns the loss, as for torch.
-
-        Returns:
-            The closure's value, or None.
-        """
-        lean = self._lean
-        if lean is not None and closure is None and lean.step(self):
-            return None
-        return self._whole_step() if closure is None else self._whole_step(closure)
-
-    # torch would wrap step() for its hooks, its profiler range and its schedulers' order check, at
-    # 10 microseconds a call. The whole step does all three; the lean one runs where none is asked.
-    step.hooked = True  # type: ignore[attr-defined]
-    step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
-
     @torch.no_grad()
     def _update(self, closure: Closure | None = None) -> Any:
         loss = None
@@ -158,11 +139,33 @@ class FusedOptimizer(torch.optim.Optimizer):
     _hooked_update = torch.optim.Optimizer.profile_hook_step(_update)
 
     @torch.compiler.disable
-    def _whole_step(self, *args: Any) -> Any:
+    def _whole_step(self, *args: Any, **kwargs: Any) -> Any:
         self._opt_called = True
         # A subclass with a step() of its own has had its hooks around that.
         overridden = type(self).step is not FusedOptimizer.step
-        return self._update(*args) if overridden else self._hooked_update(*args)
+        update = self._update if overridden else self._hooked_update
+        return update(*args, **kwargs)
+
+    @skip
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        """Update every param that has a gradient, and advance the fused schedules.
+
+        Args:
+            closure: reevaluates the model and returns the loss, as for torch.
+
+        Returns:
+            The closure's value, or None.
+        """
+        lean = self._lean
+        if lean is not None and not kwargs and args in ((), (None,)) and lean.step(self):
+            return None
+        return self._whole_step(*args, **kwargs)  # as they came: the hooks see them
+
+    # torch would wrap step() for its hooks, its profiler range and its schedulers' order check, at
+    # 10 microseconds a call. The whole step does all three; the lean one runs where none is asked.
+    step.hooked = True  # type: ignore[attr-defined]
+    step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
+    step.__signature__ = inspect.signature(_update)  # type: ignore[attr-defined]
 
     def prepare(self) -> None:
         """Allocate all state and tables and load every kernel, without a step.

@@ -23,9 +23,11 @@ def step_scheduler(ledger: Ledger, scheduler: Any, *args: Any, **kwargs: Any) ->
         _answer(ledger, fused)
     elif not _advance_on_device(ledger, scheduler, args, kwargs):
         ledger.refresh()
-        with ledger.host_only():
-            scheduler._host_step(*args, **kwargs)
-        ledger.follow(scheduler)
+        try:
+            with ledger.host_only():
+                scheduler._host_step(*args, **kwargs)
+        finally:
+            ledger.follow(scheduler)  # torch may raise when it has written a part
         ledger.lean.keep_schedule(ledger, scheduler)
 
 
