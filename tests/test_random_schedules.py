@@ -277,21 +277,11 @@ BOTH_WAYS = {
 }
 
 
-STILL_WRONG = {
-    "momentum-passes-zero": "a momentum that the device raises from 0 has no buffer yet",
-    "edit-after-the-end": "an edit behind the end raises what torch raised a step before",
-    "load-after-the-end": "a load behind the end raises what torch raised a step before",
-}
-"""Known defects of fused mode, and what they are."""
-
-
 @pytest.mark.parametrize("id", BOTH_WAYS)
 def test_what_was_found_once_explicit(id, engine):
     tell_explicit(BOTH_WAYS[id])
 
 
 @pytest.mark.parametrize("id", BOTH_WAYS)
-def test_what_was_found_once_fused(id, engine, request):
-    if id in STILL_WRONG:
-        request.applymarker(pytest.mark.xfail(reason=STILL_WRONG[id], strict=False))
+def test_what_was_found_once_fused(id, engine):
     tell_fused(BOTH_WAYS[id])

@@ -168,6 +168,11 @@ class Ledger:
             group = {**group, "lr": 0.0}
         return self.rules._encode(group)
 
+    def state_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        """The state tensors that each param of this group needs."""
+        cycled = {"momentum": 1.0} if self.schedules.cycle_momentum() else {}
+        return self.rules._state_names({**group, **cycled})
+
     def upload(self) -> None:
         """Send every value and schedule position to every device."""
         self._upload(self.blocks())
@@ -230,7 +235,9 @@ class Ledger:
         before = list(self.schedules.fused)
         self.schedules.fuse(Fused(scheduler, interval, on_skip))
         try:
-            self.stepper.prepare()  # raises for what has no device form
+            with self.host_only():
+                scheduler._rehearse()  # raises for what ends at once
+            self.stepper.prepare()
         except BaseException:
             self.schedules.fused = before
             raise

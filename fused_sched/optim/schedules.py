@@ -9,7 +9,7 @@ from typing import Any
 
 from fused_sched.tables import layout
 from fused_sched.tables.block import Block
-from fused_sched.tables.program import Assembled, Entry, Segments, Source, assemble
+from fused_sched.tables.program import Assembled, Entry, Row, Segments, Source, assemble
 
 NO_FORM = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What running a scheduler ahead raises, from torch's code and users' alike."""
@@ -43,8 +43,19 @@ class Fused:
             self.scheduler._host_step()
 
     def entry(self) -> Entry:
-        segments = self.scheduler._segments()
+        try:
+            segments = self.scheduler._segments()
+        except NO_FORM:
+            segments = self._ended()
         return Entry(segments, self.interval, self.tick, self.on_skip)
+
+    def _ended(self) -> Segments:
+        """Rows for a schedule whose next step raises: nothing moves or raises before it."""
+        try:
+            self.scheduler._rehearse()
+        except NO_FORM:
+            return {getattr(self.scheduler, "hyper", "lr"): [Row(layout.HOLD, ends=0)]}
+        raise
 
 
 class Schedules:
@@ -70,6 +81,10 @@ class Schedules:
     def is_inside(self, scheduler: Any) -> bool:
         """Whether another scheduler steps this one."""
         return any(_steps(one, scheduler) for one in self.roots())
+
+    def cycle_momentum(self) -> bool:
+        """Whether a schedule moves momentum, so that a momentum of 0 may not stay 0."""
+        return any(_cycles(one) for one in self.roots())
 
     def find(self, scheduler: Any) -> Fused | None:
         return next((f for f in self.fused if f.scheduler is scheduler), None)
@@ -199,6 +214,11 @@ def is_tabulated(scheduler: Any) -> bool:
         return scheduler._tabulated()
     except NO_FORM:  # lowering it says why
         return False
+
+
+def _cycles(one: Any) -> bool:
+    inside = getattr(one, "_schedulers", ())
+    return getattr(one, "cycle_momentum", False) or any(map(_cycles, inside))
 
 
 def _steps(one: Any, other: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from functools import reduce
 from typing import Any
@@ -41,7 +41,14 @@ class StateKeeper:
 
     # -- in --------------------------------------------------------------------------------------
 
-    def member(self, param: Tensor, index: int, number: int, group: Mapping[str, Any]) -> Member:
+    def member(
+        self,
+        param: Tensor,
+        index: int,
+        number: int,
+        group: Mapping[str, Any],
+        names: Sequence[str],
+    ) -> Member:
         """A row of the param table, with state as torch's first step would create it.
 
         Raises:
@@ -53,7 +60,6 @@ class StateKeeper:
             self.waiting.pop(param, None)
         else:
             entry = self.waiting.get(param) or {}
-        names = self._rules._state_names(group)
         tensors = _of_one_dtype({name: self._tensor(param, entry, name) for name in names})
         if self._rules._HAS_STEP and "step" not in entry:
             entry = self._first_step(param, group) | entry

@@ -171,7 +171,7 @@ class Stepper:
         ledger = self.ledger
         with ledger.host_only():
             groups = ledger.optimizer.param_groups
-            return [len(ledger.rules._state_names(group)) for group in groups]
+            return [len(ledger.state_names(group)) for group in groups]
 
     def _rebuild(
         self, plan: Plan, members: dict[int, Member], new: Sequence[int], gone: Container[int]
@@ -191,7 +191,8 @@ class Stepper:
             param, number = self.params[i], self._group_of[i]
             self._check(param, i)
             with ledger.host_only():
-                members[i] = keeper.member(param, i, number, groups[number])
+                names = ledger.state_names(groups[number])
+                members[i] = keeper.member(param, i, number, groups[number], names)
             plan.offsets[i] = plan.clock - keeper.step_of(param)
         plan.build_table([member for _, member in sorted(members.items())])
         if plan.block is not None:
