@@ -477,3 +477,61 @@ def test_one_optimizer_in_two_threads_raises():
         thread.join()
     assert all("one thread at a time" in str(error) for error in raised)
     assert param[0].item() == -(2 + sum(made))
+
+
+# -- what a review found -------------------------------------------------------------------------
+
+
+def lr_tensor(run: Run) -> None:
+    run.opt.param_groups[0]["lr"] = torch.tensor(0.1)
+
+
+def other_state_memory(run: Run) -> None:
+    for entry in run.opt.state.values():
+        for value in entry.values():
+            value.data = value.data * 2
+
+
+def base_lrs_in_place(run: Run) -> None:
+    run.scheduler.base_lrs[0] = 0.7
+
+
+@pytest.mark.parametrize("change", **named([lr_tensor, other_state_memory, base_lrs_in_place]))
+def test_change_behind_the_back_reaches_the_next_step(change):
+    both = Both(fused=False)
+    both.do(change)
+    both.step(3)
+    check(both.ours.params, both.stock.params)
+
+
+def test_groups_replaced_before_the_schedulers_step():
+    both = Both(fused=False)
+    both.do(plain_groups)
+    both.do(lambda run: run.scheduler.step())
+    both.step(2)
+    both.check()
+
+
+def test_callable_is_asked_at_each_step_after_prepare():
+    factor = [1.0]
+    opt = fused_sched.optim.SGD([Parameter(torch.ones(1))], lr=0.1)
+    scheduler = fused_sched.lr_scheduler.LambdaLR(opt, lambda epoch: factor[0])
+    opt.prepare()
+    for _ in range(3):
+        opt.param_groups[0]["params"][0].grad = torch.ones(1)
+        opt.step()
+        scheduler.step()
+    factor[0] = 0.5
+    scheduler.step()
+    (plan,) = opt._ledger.plans.values()
+    assert plan.block.record[:, 0, 0].tolist() == [0.05, 0.05]
+
+
+def test_negated_gradient_without_dimensions():
+    params = [Parameter(torch.tensor(1.0)) for _ in range(2)]
+    for param, optim in zip(params, (fused_sched.optim, torch.optim)):
+        opt = optim.SGD([param], lr=0.1)
+        for _ in range(3):
+            param.grad = torch.tensor(1 + 2j).conj().imag
+            opt.step()
+    assert torch.equal(*params)
