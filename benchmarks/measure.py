@@ -18,6 +18,7 @@ import torch
 from torch.autograd import DeviceType
 
 import fused_sched
+from benchmarks.report import RESULTS, ROOT
 
 COPY_BYTES = 256 * 2**20  # beyond the last-level cache of any machine we know
 
@@ -226,12 +227,20 @@ def installed_version(package: str) -> str | None:
 
 
 def commit() -> str | None:
-    """The measured commit, `-dirty` where files differ from it; None outside a git checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    """The measured commit, `-dirty` where files differ from it; None outside a git checkout.
+
+    Results do not count as files: those of one measurement would spoil the next one's record.
+    """
     try:
-        done = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        )
+        name = git("rev-parse", "--short", "HEAD")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", f":!{RESULTS.relative_to(ROOT)}")
     except (OSError, subprocess.CalledProcessError):
         return None
+    return name + "-dirty" * bool(changed)
+
+
+def git(*arguments: str) -> str:
+    """What a git command prints, run in the repository's root."""
+    command = ["git", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return done.stdout.strip()
