@@ -233,7 +233,8 @@ def commit() -> str | None:
     """
     try:
         name = git("rev-parse", "--short", "HEAD")
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", f":!{RESULTS.relative_to(ROOT)}")
+        others = [".", f":!{RESULTS.relative_to(ROOT)}"]
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", *others)
     except (OSError, subprocess.CalledProcessError):
         return None
     return name + "-dirty" * bool(changed)
