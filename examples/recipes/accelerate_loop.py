@@ -3,7 +3,8 @@
     python examples/recipes/accelerate_loop.py
 
 Trains a small net with stock torch, with fused_sched, and with the schedule fused into the step:
-plain, with gradient accumulation and clipping, and with the state saved and loaded half-way.
+plain, with gradient accumulation and clipping, with the state saved and loaded half-way, and under
+a gradient scaler with overflows, at which neither the params nor the schedule move.
 
 On several processes Accelerate calls scheduler.step() once for each of them: do not fuse there, or
 set the schedule up in optimizer steps.
@@ -20,9 +21,10 @@ import fused_sched
 
 EPOCHS = 3
 CASES = {
-    "plain": {"accumulate": 1, "save_at": None},
-    "accumulated": {"accumulate": 2, "save_at": None},
+    "plain": {},
+    "accumulated": {"accumulate": 2},
     "saved and loaded": {"accumulate": 2, "save_at": 9},
+    "overflowing": {"overflows": (0, 1, 9, 23)},
 }
 
 
@@ -34,11 +36,13 @@ def loader():
     )
 
 
-def train(optim, schedulers, fuse, accumulate, save_at):
+def train(optim, schedulers, fuse, accumulate=1, save_at=None, overflows=()):
     """Return the params, and the lr after each batch."""
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulate)
+    if overflows:  # what mixed_precision="fp16" brings on a GPU
+        accelerator.scaler = torch.amp.GradScaler("cpu")
     torch.manual_seed(0)
     net = torch.nn.Linear(8, 1)
     opt = optim.AdamW(net.parameters(), lr=1e-2)
@@ -50,7 +54,8 @@ def train(optim, schedulers, fuse, accumulate, save_at):
     for _ in range(EPOCHS):
         for inputs, targets in batches:
             with accelerator.accumulate(net):
-                accelerator.backward(torch.nn.functional.mse_loss(net(inputs), targets))
+                loss = torch.nn.functional.mse_loss(net(inputs), targets)
+                accelerator.backward(loss * (torch.inf if len(rates) in overflows else 1.0))
                 if accelerator.sync_gradients:
                     accelerator.clip_grad_norm_(net.parameters(), 1.0)
                 opt.step()

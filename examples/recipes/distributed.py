@@ -38,22 +38,32 @@ def batch(step, rank, processes):
     return (part.chunk(processes)[rank] for part in parts)
 
 
-def train(net, opt, sched, steps, rank=0, processes=1):
+def train(net, opt, sched, steps, rank=0, processes=1, clip=True):
     for step in steps:
         inputs, targets = batch(step, rank, processes)
         opt.zero_grad()
         torch.nn.functional.mse_loss(net(inputs), targets).backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 0.3)
+        if clip:
+            torch.nn.utils.clip_grad_norm_(net.parameters(), 0.3)
         opt.step()
         sched.step()
 
 
 def build(net, fuse, optimizer=fused_sched.optim.AdamW):
-    opt = optimizer(net.parameters(), lr=0.1)
+    opt = optimizer([{"params": [param]} for param in net.parameters()], lr=0.1)
     sched = fused_sched.lr_scheduler.CosineAnnealingLR(opt, T_max=20)
     if fuse:
         fused_sched.fuse(opt, sched)
     return opt, sched
+
+
+def in_one_process(clip):
+    """The params that stock torch trains on whole batches."""
+    net = make_net()
+    opt = torch.optim.AdamW(net.parameters(), lr=0.1)
+    sched = torch.optim.lr_scheduler.CosineAnnealingLR(opt, T_max=20)
+    train(net, opt, sched, range(STEPS), clip=clip)
+    return whole(net)
 
 
 def ddp():
@@ -64,6 +74,23 @@ def sharded():
     net = make_net()
     fully_shard(net[0])
     return fully_shard(net)
+
+
+def mixed():
+    """The first layer sharded, the last one plain tensors, whose gradients are averaged.
+
+    torch clips no gradients of both kinds.
+    """
+    net = make_net()
+    fully_shard(net[0])
+    for param in net[2].parameters():
+        param.register_post_accumulate_grad_hook(average)
+    return net
+
+
+def average(param):
+    dist.all_reduce(param.grad)
+    param.grad /= PROCESSES
 
 
 def restored(folder, fuse, rank):
@@ -97,24 +124,23 @@ def work(rank, port, folder):
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=PROCESSES)
-    stock = make_net()
-    opt = torch.optim.AdamW(stock.parameters(), lr=0.1)
-    train(stock, opt, torch.optim.lr_scheduler.CosineAnnealingLR(opt, T_max=20), range(STEPS))
+    expected = {clip: in_one_process(clip) for clip in (True, False)}
 
-    def compare(name, net):
-        torch.testing.assert_close(whole(net), whole(stock), rtol=1e-5, atol=1e-6)
+    def compare(name, net, clip=True):
+        torch.testing.assert_close(whole(net), expected[clip], rtol=1e-5, atol=1e-6)
         if rank == 0:
             print(f"{name}: all params as in one process with stock torch", flush=True)
 
     for fuse in (False, True):
-        for make in (ddp, sharded):
+        for make in (ddp, sharded, mixed):
             net = make()
-            train(net, *build(net, fuse), range(STEPS), rank, PROCESSES)
-            compare(f"{make.__name__}, {'fused' if fuse else 'explicit'}", net)
+            clip = make is not mixed
+            train(net, *build(net, fuse), range(STEPS), rank, PROCESSES, clip)
+            compare(f"{make.__name__}, {'fused' if fuse else 'explicit'}", net, clip)
         net, sched = restored(f"{folder}/{fuse}", fuse, rank)
         assert sched.last_epoch == STEPS
         compare(f"restored, {'fused' if fuse else 'explicit'}", net)
-    net = ddp()
+    net = ddp()  # its params are shared out: half of each process's groups are empty
     zero = partial(ZeroRedundancyOptimizer, optimizer_class=fused_sched.optim.AdamW)
     train(net, *build(net, False, zero), range(STEPS), rank, PROCESSES)
     compare("ZeroRedundancyOptimizer", net)
