@@ -258,6 +258,23 @@ def resized_param() -> tuple[str, str]:
     return "refused: the moments have the old shape", "nothing of the other params"
 
 
+def retyped_param() -> tuple[str, str]:
+    run, stock = Run().step(3), Run(ours=False).step(3)
+    run.backward()
+    stock.backward()
+    param = run.params[0]
+    param.grad, param.data = None, param.data.double()
+    param.grad = stock.params[0].grad.double()
+    if engine_for(CPU).NAME == "eager":
+        refused(run.opt.step, RuntimeError)
+        return "refused, as by stock torch", "the step"
+    run.opt.step()
+    stock.opt.step()
+    assert param.dtype == torch.float64
+    check([one.float() for one in run.params], stock.params)
+    return "goes on with the moments it has (eager: refused, as by stock torch)", "nothing"
+
+
 def swapped_param() -> tuple[str, str]:
     runs = Run().step(3), Run(ours=False).step(3)
     for run in runs:
@@ -381,6 +398,7 @@ FAULTS = [
         checkpoint_of_something_else,
         moved_param,
         resized_param,
+        retyped_param,
         swapped_param,
         killed_between_the_two_steps,
         two_optimizers_on_one_model,
