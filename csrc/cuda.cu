@@ -450,3 +450,16 @@ const char* cuda_advance(const CudaAdvanceArgs& args) {
 }
 
 const char* cuda_load(int64_t device) { return on_device(device, load_all); }
+
+int64_t cuda_device() {
+  int device;
+  return cudaGetDevice(&device) == cudaSuccess ? device : -1;
+}
+
+bool cuda_captures(int64_t device, void* stream) {
+  cudaStreamCaptureStatus status;
+  const char* error = on_device(device, [&] {
+    return cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &status);
+  });
+  return error != nullptr || status != cudaStreamCaptureStatusNone;
+}

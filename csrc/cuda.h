@@ -32,3 +32,9 @@ const char* cuda_advance(const CudaAdvanceArgs& args);
 
 // Loads every kernel: under capture it would fail.
 const char* cuda_load(int64_t device);
+
+// The calling thread's device; -1 without one.
+int64_t cuda_device();
+
+// Whether a graph is being captured on a device's stream, or CUDA does not say.
+bool cuda_captures(int64_t device, void* stream);

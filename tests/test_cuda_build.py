@@ -6,7 +6,6 @@ on CPU tensors, thread by thread.
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import os
 import re
@@ -30,14 +29,12 @@ from fused_sched.tables import layout
 from fused_sched.tables.block import Block
 from fused_sched.tables.params import Member, ParamTable
 from tests.cases import CHUNK
+from tests.cuda_on_host import stand_in
+from tests.cuda_on_host.stand_in import CSRC, QUICK
 from tests.training import OURS, set_grads
 
 ROOT = Path(__file__).resolve().parents[1]
-CSRC = ROOT / "csrc"
 ARCHS = ("sm_80", "sm_90", "sm_100")
-QUICK = {"FUSED_SCHED_CXXFLAGS": "-O1"}
-"""Also makes it another library than an installed one."""
-
 REGISTERS = 64
 FLOAT64_REGISTERS = 128
 CPU_ADVANCE = native_engine.advance
@@ -330,29 +327,12 @@ def test_missing_gpu_is_named(monkeypatch):
 # -- the kernels, on a CPU -----------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def library_on_host(tmp_path_factory) -> Path:
-    """The library as tests/cuda_on_host/bin/nvcc makes it."""
-    target = tmp_path_factory.mktemp("host") / native_build.LIBRARY
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CUDA_HOME", str(ROOT / "tests" / "cuda_on_host"))
-        for name, value in QUICK.items():
-            patch.setenv(name, value)
-        native_build.compile_library(CSRC, target, ["9.0"])
-    return target
-
-
 @pytest.fixture(params=["forward", "backward"])
-def on_host(request, library_on_host, monkeypatch, whole_steps) -> Any:
+def on_host(request, monkeypatch, whole_steps) -> Any:
     """The native engine launches CUDA kernels, in either order of blocks and threads."""
-    module = native_library._module(library_on_host)
     monkeypatch.setenv("CUDA_ON_HOST_ORDER", request.param)
-    monkeypatch.setattr(native_cuda, "_module", lambda device: module)
-    monkeypatch.setattr(native_cuda, "_number", lambda device: 0)
-    monkeypatch.setattr(native_cuda, "_where", lambda device: [0, 0])
-    for name in ("update", "load", "advance"):
-        monkeypatch.setattr(native_engine, name, getattr(native_cuda, name))
-    return ctypes.CDLL(str(library_on_host))
+    stand_in.serve(monkeypatch)
+    return stand_in.device()
 
 
 def numbers(count: int, dtype: torch.dtype, seed: int, skip: int = 0) -> Tensor:
@@ -522,7 +502,7 @@ def test_more_gradients_than_parameters_hold_come_from_the_table(on_host):
 
 
 def test_errors_of_cuda_are_raised(on_host, monkeypatch):
-    monkeypatch.setattr(native_cuda, "_where", lambda device: [1, 0])
+    monkeypatch.setattr(native_cuda, "_where", lambda device: [9, 0])
     with pytest.raises(RuntimeError, match=r"^CUDA error: invalid device ordinal$"):
         Tables("sgd").launch()
 

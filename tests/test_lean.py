@@ -535,3 +535,20 @@ def test_negated_gradient_without_dimensions():
             param.grad = torch.tensor(1 + 2j).conj().imag
             opt.step()
     assert torch.equal(*params)
+
+
+def test_whole_step_after_lean_ones_reads_its_own_gradients():
+    """Those that the last whole step had sent, and the lean ones between had not."""
+    param = Parameter(torch.zeros(3))
+    first, second = torch.ones(3), torch.full((3,), 10.0)
+    opt = fused_sched.optim.SGD([param], lr=1.0)
+    param.grad = first
+    for _ in range(2):
+        opt.step()
+    param.grad = second
+    assert opt._lean.step(opt)
+    param.grad = first
+    handle = opt.register_step_pre_hook(lambda *_: None)
+    opt.step()  # a whole one
+    handle.remove()
+    assert param.tolist() == [-13.0] * 3

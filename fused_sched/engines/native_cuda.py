@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fused_sched.tables import layout
 
-from .native_library import advance_fields, update_fields
+from .native_library import Found, advance_fields, make_lean_step, update_fields
 from .native_library import load as load_library
 
 if TYPE_CHECKING:
@@ -96,15 +96,29 @@ def update(
     else:
         table.send_addresses(grads)
     fields = update_fields(block, table, program, rule, scale, found_inf)
-    launch = [
-        table.chunks.data_ptr(),
-        table.chunks.shape[1],
-        layout.BLOCK * table.iterations,
-        len(table.kinds),
-        *_where(block.device),
-    ]
     addresses = array("q", grads if riding else ())
-    module.cuda_update(fields + array("q", launch).tobytes(), addresses.tobytes())
+    module.cuda_update(fields + _launch_fields(table, _where(block.device)), addresses.tobytes())
+
+
+def _launch_fields(table: ParamTable, where: Sequence[int]) -> bytes:
+    """What CudaUpdateArgs of csrc/cuda.h adds to UpdateArgs."""
+    chunks = table.chunks
+    size = layout.BLOCK * table.iterations
+    fields = [chunks.data_ptr(), chunks.shape[1], size, len(table.kinds), *where]
+    return array("q", fields).tobytes()
+
+
+def lean_step(
+    block: Block, table: ParamTable, program: Program | None, rule: str, found: Found
+) -> Any:
+    """A LeanStep that launches on the current stream; None if the table must be sent first."""
+    number = _number(block.device)
+    module = _module(number)
+    if len(table.members) > module.CUDA_GRADIENTS:
+        return None
+    fields = update_fields(block, table, program, rule, None, None)
+    fields += _launch_fields(table, [number, 0])
+    return make_lean_step(module, fields, number, block, table, found)
 
 
 def load(block: Block, table: ParamTable, program: Program | None, rule: str) -> None:

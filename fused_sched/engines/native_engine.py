@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from . import native_cuda
-from .native_library import advance_fields, kind_numbers, update_fields
+from .native_library import Found, advance_fields, make_lean_step, update_fields
 from .native_library import load as load_library
 
 if TYPE_CHECKING:
@@ -30,51 +29,18 @@ def unavailable(device: torch.device) -> str | None:
     return library if isinstance(library, str) else None
 
 
-_DLPACK = {torch.float32: (2, 32), torch.bfloat16: (4, 16), torch.float16: (2, 16)}
-_DLPACK[torch.float64] = (2, 64)
-"""(code, bits) of DLPack's data types."""
-
-
 def lean_step(
-    block: Block,
-    table: ParamTable,
-    program: Program | None,
-    rule: str,
-    optimizer: Any,
-    params: Sequence[Tensor],
-    reached: Container[int],
-    forced: dict[None, str | None],
-    limit: int | None,
+    block: Block, table: ParamTable, program: Program | None, rule: str, found: Found
 ) -> Any:
-    """A LeanStep of csrc/lean.cpp: the next launches, as long as nothing changes.
-
-    Args:
-        params: every param of the optimizer, in the groups' order.
-        reached: numbers of those that a step has reached; a gradient of another needs a whole step.
-        forced: where the engine asked for is noted.
-        limit: launches after which the whole step must look again; None for no limit.
-    """
-    columns = {member.index: column for column, member in enumerate(table.members)}
-    facts = array("q")
-    for index in range(len(params)):
-        column = columns.get(index, -1)
-        dtype = table.members[column].grad_dtype if column >= 0 else torch.float32
-        facts.extend((column, index in reached, *_DLPACK[dtype]))
-    return load_library().LeanStep(
-        update_fields(block, table, program, rule, None, None),
-        optimizer.param_groups,
-        tuple(params),
-        facts.tobytes(),
-        optimizer._optimizer_step_pre_hooks,
-        optimizer._optimizer_step_post_hooks,
-        forced,
-        (block, table, kind_numbers(table.kinds)),
-        limit,
-    )
+    """What makes the next launches as long as nothing changes; None where nothing can."""
+    if block.device.type == "cuda":
+        return native_cuda.lean_step(block, table, program, rule, found)
+    fields = update_fields(block, table, program, rule, None, None)
+    return make_lean_step(load_library(), fields, None, block, table, found)
 
 
 def lean_schedule(block: Block, program: Program, optimizer: Any, limit: int | None) -> Any:
-    """A LeanSchedule of csrc/lean.cpp: the next advances of an explicit schedule."""
+    """A LeanSchedule of csrc/lean_schedule.cpp: the next advances of an explicit schedule."""
     fields = advance_fields(block, program, 1, None, None)
     groups = optimizer.param_groups
     return load_library().LeanSchedule(

@@ -6,6 +6,8 @@ import ctypes
 import functools
 import importlib.util
 from array import array
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
 from importlib.machinery import ExtensionFileLoader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +27,12 @@ RULES = {"sgd": 0, "adam": 1}
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 """In the order of DType in csrc/layout.h."""
+
+
+_DLPACK_DEVICES = {"cpu": 1, "cuda": 2}
+_DLPACK_DTYPES = {torch.float32: (2, 32), torch.bfloat16: (4, 16), torch.float16: (2, 16)}
+_DLPACK_DTYPES[torch.float64] = (2, 64)
+"""(code, bits) of DLPack's data types."""
 
 
 @functools.cache
@@ -151,3 +159,54 @@ def advance_fields(
         steps,
     ]
     return array("q", fields).tobytes()
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a whole step has found; a lean step looks whether it still holds.
+
+    Attributes:
+        params: every param of the optimizer, in the groups' order.
+        reached: numbers of those that a step has reached; a gradient of another needs a whole step.
+        forced: where the engine asked for is noted.
+        limit: launches after which the whole step must look again; None for no limit.
+        plan: the plan's dict, whose ``_last_stream`` is the stream of the last work on a GPU.
+    """
+
+    optimizer: Any
+    params: Sequence[Tensor]
+    reached: Container[int]
+    forced: dict[None, str | None]
+    limit: int | None
+    plan: dict[str, Any]
+
+
+def make_lean_step(
+    module: Any, fields: bytes, number: int | None, block: Block, table: ParamTable, found: Found
+) -> Any:
+    """A LeanStep of csrc/lean_step.cpp: the next launches, as long as nothing changes.
+
+    Args:
+        module: the compiled library.
+        fields: UpdateArgs or CudaUpdateArgs.
+        number: of the GPU, None for the CPU.
+    """
+    columns = {member.index: column for column, member in enumerate(table.members)}
+    facts = array("q")
+    for index in range(len(found.params)):
+        column = columns.get(index, -1)
+        dtype = table.members[column].grad_dtype if column >= 0 else torch.float32
+        facts.extend((column, index in found.reached, *_DLPACK_DTYPES[dtype]))
+    return module.LeanStep(
+        fields,
+        None if number is None else found.plan,
+        (_DLPACK_DEVICES[block.device.type], number or 0),
+        found.optimizer.param_groups,
+        tuple(found.params),
+        facts.tobytes(),
+        found.optimizer._optimizer_step_pre_hooks,
+        found.optimizer._optimizer_step_post_hooks,
+        found.forced,
+        (block, table, kind_numbers(table.kinds)),
+        found.limit,
+    )

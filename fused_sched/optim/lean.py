@@ -10,9 +10,11 @@ The optimizer and the scheduler own theirs: owned from here they would be a cycl
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from fused_sched.engines.choose import FORCED
+from fused_sched.engines.native_library import Found
 
 from .schedules import is_tabulated
 
@@ -58,9 +60,8 @@ class Lean:
         """Take what was done alone into the ledger's account."""
         optimizer = ledger.reference()
         step = None if optimizer is None else optimizer.__dict__.get(LEAN)
-        steps = 0 if step is None else step.take()
-        if steps:
-            ledger.count_lean(steps)
+        if step is not None:
+            _count(ledger, *step.take())
         if self._scheduler is not None:
             scheduler = self._scheduler()
             if scheduler is not None:
@@ -87,22 +88,18 @@ class Lean:
         optimizer, table = ledger.optimizer, plan.table
         here = optimizer.__dict__.get(LEAN)
         made_for = plan.engine, table, id(table.info), len(ledger.keeper.waiting)
-        if here is not None and made_for == self._made_for:
+        known = made_for == self._made_for
+        if here is not None and known:
             here.renew(ledger.steps_left())
             return
+        self.drop_step(ledger)
         self._made_for = made_for
-        reached = ledger.keeper.reached
-        optimizer.__dict__[LEAN] = plan.engine.lean_step(
-            plan.block,
-            plan.table,
-            plan.fused_program(),
-            plan.rule,
-            optimizer,
-            ledger.stepper.params,
-            {m.index for m in plan.table.members if reached(m)},
-            FORCED,
-            ledger.steps_left(),
-        )
+        if known:  # for the second time: where every step changes something it would never pay
+            lean = plan.engine.lean_step(
+                plan.block, table, plan.fused_program(), plan.rule, _found(ledger, plan)
+            )
+            if lean is not None:
+                optimizer.__dict__[LEAN] = lean
 
     def keep_schedule(self, ledger: Ledger, scheduler: Any) -> None:
         """After a step of the only scheduler, on the host: make the next ones lean."""
@@ -123,11 +120,36 @@ class Lean:
         )
 
 
+def _found(ledger: Ledger, plan: Plan) -> Found:
+    reached = {m.index for m in plan.table.members if ledger.keeper.reached(m)}
+    params, limit = ledger.stepper.params, ledger.steps_left()
+    return Found(ledger.optimizer, params, reached, FORCED, limit, vars(plan))
+
+
+def _count(ledger: Ledger, steps: int, missed: Mapping[int, int]) -> None:
+    """The account of steps made alone: each moved the params, since none had a scaler.
+
+    Args:
+        missed: by number of a param, the steps in which it had no gradient.
+    """
+    if not steps:
+        return
+    ledger.keeper.behind = True
+    for plan in ledger.plans.values():
+        plan.clock += steps
+        for index, count in missed.items():
+            plan.offsets[index] += count
+    if ledger.schedules.fused:
+        ledger._since_upload += steps
+        ledger.pending += steps
+        for fused in ledger.schedules.fused:
+            fused.steps += steps
+
+
 def _is_ordinary(ledger: Ledger, plan: Plan) -> bool:
-    """Whether nothing is pending, staged, watched or on another device."""
+    """Whether nothing is pending, staged or watched."""
     return (
-        plan.device.type == "cpu"
-        and hasattr(plan.engine, "lean_step")
+        hasattr(plan.engine, "lean_step")
         and plan.block is not None
         and all(member.plain for member in plan.table.members)
         and not (ledger.captured or ledger.values_ahead or ledger.keeper.shown)

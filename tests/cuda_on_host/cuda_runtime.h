@@ -28,6 +28,7 @@
 
 using cudaStream_t = void*;
 enum cudaError_t { cudaSuccess, cudaErrorInvalidValue = 1, cudaErrorInvalidDevice = 101 };
+enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone, cudaStreamCaptureStatusActive };
 struct cudaFuncAttributes {};
 
 struct dim3 {
@@ -68,6 +69,12 @@ inline ucontext_t scheduler;
 inline std::function<void()> body;
 inline dim3 thread, block, grid;
 inline int launches = 0;
+inline bool idle = false;  // launches are counted, and do nothing
+inline cudaStream_t stream = nullptr;  // of the last launch
+inline int device = 0;  // of kDevices
+constexpr int kDevices = 2;
+inline cudaStream_t captured = nullptr;
+inline bool captures = false;
 
 inline unsigned in_order(unsigned n, unsigned count) {
   const char* order = std::getenv("CUDA_ON_HOST_ORDER");
@@ -134,12 +141,13 @@ T atomicAdd(T* place, int value) {
 
 template <class... P>
 cudaError_t cudaLaunchKernel(void (*kernel)(P...), dim3 blocks, dim3 threads, void** arguments,
-                             size_t, cudaStream_t) {
+                             size_t, cudaStream_t on) {
   using namespace cuda_on_host;
   body = [=] { call(kernel, arguments, std::index_sequence_for<P...>()); };
   grid = blocks;
+  stream = on;
   ++launches;
-  for (unsigned n = 0; n < blocks.x; ++n) {
+  for (unsigned n = 0; n < blocks.x && !idle; ++n) {
     block.x = in_order(n, blocks.x);
     run_block(threads.x);
   }
@@ -147,11 +155,21 @@ cudaError_t cudaLaunchKernel(void (*kernel)(P...), dim3 blocks, dim3 threads, vo
 }
 
 inline cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
+  *device = cuda_on_host::device;
   return cudaSuccess;
 }
 
-inline cudaError_t cudaSetDevice(int) { return cudaErrorInvalidDevice; }
+inline cudaError_t cudaSetDevice(int device) {
+  if (device >= cuda_on_host::kDevices) return cudaErrorInvalidDevice;
+  cuda_on_host::device = device;
+  return cudaSuccess;
+}
+
+inline cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
+  const bool active = cuda_on_host::captures && stream == cuda_on_host::captured;
+  *status = active ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+  return cudaSuccess;
+}
 
 inline const char* cudaGetErrorString(cudaError_t error) {
   return error == cudaErrorInvalidDevice ? "invalid device ordinal" : "invalid argument";
@@ -162,12 +180,18 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, Kernel*) {
   return cudaSuccess;
 }
 
-// For ctypes: launches so far, and the blocks of the last.
-extern "C" {
-__attribute__((used, visibility("default"))) inline int cuda_on_host_launches() {
-  return cuda_on_host::launches;
-}
-__attribute__((used, visibility("default"))) inline int cuda_on_host_blocks() {
-  return static_cast<int>(cuda_on_host::grid.x);
-}
+// For ctypes.
+#define FS_FOR_TESTS extern "C" __attribute__((used, visibility("default"))) inline
+
+// Launches so far; the blocks and the stream of the last.
+FS_FOR_TESTS int cuda_on_host_launches() { return cuda_on_host::launches; }
+FS_FOR_TESTS int cuda_on_host_blocks() { return static_cast<int>(cuda_on_host::grid.x); }
+FS_FOR_TESTS void* cuda_on_host_stream() { return cuda_on_host::stream; }
+
+// What a GPU would be told otherwise.
+FS_FOR_TESTS void cuda_on_host_idle(int idle) { cuda_on_host::idle = idle; }
+FS_FOR_TESTS void cuda_on_host_device(int device) { cuda_on_host::device = device; }
+FS_FOR_TESTS void cuda_on_host_capture(int captures, void* stream) {
+  cuda_on_host::captures = captures;
+  cuda_on_host::captured = stream;
 }

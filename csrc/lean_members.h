@@ -1,0 +1,61 @@
+// An optimizer's params as the param table knows them, and the gradients that they have now.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "lean_object.h"
+
+namespace lean {
+
+// One param, as the table knows it.
+struct Member {
+  PyObject* param;  // borrowed
+  int64_t column;   // of the table; -1: it is not there
+  bool reached;     // by a step; else a gradient needs the whole one
+  int64_t address;
+  dlpack::DType dtype, grad_dtype;
+  int32_t ndim;
+  int64_t numel;
+  int64_t missed;                     // launches since the last take_missed()
+  std::unique_ptr<int64_t[]> layout;  // shape, then strides
+};
+
+class Members {
+ public:
+  static constexpr Py_ssize_t kFacts = 4;
+
+  // All params of an optimizer, in the groups' order, on one device. `facts` [params, kFacts]: the
+  // table's column, whether it was reached, the gradient's DLPack code and bits. False with an
+  // error set.
+  bool note(PyObject* params, const char* facts, const dlpack::Device& device);
+
+  // The gradients' addresses, by column; false where one is none that a kernel reads, or where a
+  // param is not what the table knows.
+  bool take_gradients(int64_t* addresses);
+
+  // A launch with the gradients taken last.
+  void count_launch();
+
+  // {number of a param: launches for which it had no gradient}, of those that missed any.
+  PyObject* take_missed();
+
+  int64_t size() const { return count_; }
+  int64_t elements() const { return elements_; }
+  PyObject* params() const { return params_.get(); }
+  PyObject* operator[](int64_t m) const { return members_[m].param; }
+
+ private:
+  bool note_member(Member& member, PyObject* param, const int64_t* facts);
+  bool take_address(const Member& member, PyObject* grad, int64_t* address) const;
+  bool read(PyObject* object, const Member& member, dlpack::Tensor* out) const;
+
+  Ref params_;
+  dlpack::Device device_{};
+  int64_t count_ = 0, elements_ = 0;
+  int64_t missing_ = 0;  // of the gradients taken last
+  std::unique_ptr<Member[]> members_;
+  const int64_t* taken_ = nullptr;
+};
+
+}  // namespace lean

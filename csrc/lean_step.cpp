@@ -1,0 +1,296 @@
+// The lean step: what a step does when nothing changed since the last one, without Python.
+//
+// A LeanStep is made by a whole step and holds what that step found. Its own step() looks whether
+// all of it still holds (groups, params, hooks, profiler, scaler; on a GPU the stream), takes the
+// gradients' addresses, and launches. Where anything is other than it was, it does nothing and
+// returns False, and the whole step runs. It counts its launches; the ledger settles the account
+// when somebody reads.
+#include <cstring>
+#include <memory>
+#include <mutex>
+
+#include "cuda.h"
+#include "layout.h"
+#include "lean_members.h"
+#include "lean_object.h"
+#ifdef FS_CUDA
+#include "lean_stream.h"
+#endif
+
+namespace lean {
+namespace {
+
+using namespace fused_sched;
+
+constexpr int64_t kRelease = 1 << 16;  // elements from which on other Python threads may run
+
+// Whether a dict has no value under a key, or None.
+bool lacks(PyObject* dict, PyObject* key) {
+  PyObject* value = PyDict_GetItemWithError(dict, key);
+  return value == nullptr || value == Py_None;
+}
+
+struct Lean {
+  CudaUpdateArgs launch;  // on a CPU only its `args`
+  bool on_gpu = false;
+  int64_t steps = 0;
+  int64_t limit = -1;  // launches until the whole step must look; -1: none
+  bool running = false;
+  std::mutex launching;  // held by the launch without the GIL, so that take() can wait for it
+  Ref group_list, groups, param_lists, pre_hooks, post_hooks, forced, engine, keep;
+  int64_t groups_count = 0;
+  Members members;
+  std::unique_ptr<int64_t[]> addresses;
+  int64_t* grads = nullptr;  // in `addresses`
+#ifdef FS_CUDA
+  LastStream stream;
+#endif
+
+  bool nobody_listens(PyObject* attributes) const {
+    return lacks(attributes, names.found_inf) && lacks(attributes, names.grad_scale) &&
+           PyDict_Size(pre_hooks.get()) == 0 && PyDict_Size(post_hooks.get()) == 0 &&
+           PyDict_Size(torch.pre_hooks) == 0 && PyDict_Size(torch.post_hooks) == 0 &&
+           PyDict_GetItemWithError(torch.profiler, names.profiling) == Py_False;
+  }
+
+  // The same groups, with the same params.
+  bool same_groups(PyObject* attributes) const {
+    if (PyDict_GetItemWithError(attributes, names.param_groups) != group_list.get()) return false;
+    if (PyList_Size(group_list.get()) != groups_count) return false;
+    int64_t m = 0;
+    for (int64_t g = 0; g < groups_count; ++g) {
+      PyObject* group = PyList_GetItem(group_list.get(), g);
+      if (group != PyTuple_GetItem(groups.get(), g)) return false;
+      PyObject* list = PyTuple_GetItem(param_lists.get(), g);
+      if (PyDict_GetItemWithError(group, names.params) != list) return false;
+      const Py_ssize_t count = PyList_Size(list);
+      if (m + count > members.size()) return false;
+      for (Py_ssize_t i = 0; i < count; ++i, ++m)
+        if (PyList_GetItem(list, i) != members[m]) return false;
+    }
+    return m == members.size();
+  }
+
+  bool step(PyObject* optimizer) {
+    if (steps == limit || PyDict_GetItem(forced.get(), Py_None) != engine.get()) return false;
+    const Ref attributes(PyObject_GetAttr(optimizer, names.dict));
+    if (!attributes) {
+      PyErr_Clear();
+      return false;
+    }
+    if (!nobody_listens(attributes.get()) || !same_groups(attributes.get())) return false;
+#ifdef FS_CUDA
+    if (on_gpu) return update_on_gpu();
+#endif
+    return update_on_cpu();
+  }
+
+#ifdef FS_CUDA
+  // Where the launch queue is full a launch waits, and what it waits for may need the GIL. It counts
+  // once it is made, before another thread can ask; one that fails is left to the whole step, which
+  // raises.
+  bool update_on_gpu() {
+    if (running || !stream.take_current(&launch.stream) || !members.take_gradients(grads))
+      return false;
+    const char* failed;
+    running = true;
+    launching.lock();
+    Py_BEGIN_ALLOW_THREADS
+    failed = cuda_update(launch, grads, launch.args.tensors);
+    Py_END_ALLOW_THREADS
+    if (failed == nullptr) count_launch();
+    launching.unlock();
+    running = false;
+    return failed == nullptr;
+  }
+#endif
+
+  bool update_on_cpu() {
+    if (!members.take_gradients(grads)) return false;
+    count_launch();  // before another thread can ask for it
+    if (members.elements() < kRelease) {
+      update(launch.args);
+      return true;
+    }
+    running = true;
+    launching.lock();
+    Py_BEGIN_ALLOW_THREADS
+    update(launch.args);
+    launching.unlock();
+    Py_END_ALLOW_THREADS
+    running = false;
+    return true;
+  }
+
+  void count_launch() {
+    ++steps;
+    members.count_launch();
+  }
+};
+
+struct LeanObject {
+  PyObject_HEAD
+  Lean* lean;
+};
+
+Lean* lean_of(PyObject* self) { return reinterpret_cast<LeanObject*>(self)->lean; }
+
+// -- made by a whole step ------------------------------------------------------------------------
+
+bool note_groups(Lean& lean, PyObject* group_list) {
+  lean.group_list = Ref::to(group_list);
+  lean.groups = Ref(PyList_AsTuple(group_list));
+  lean.groups_count = PyList_Size(group_list);
+  lean.param_lists = Ref(PyTuple_New(lean.groups_count));
+  if (!lean.groups || !lean.param_lists) return false;
+  for (int64_t g = 0; g < lean.groups_count; ++g) {
+    PyObject* list = PyDict_GetItemWithError(PyList_GetItem(group_list, g), names.params);
+    if (list == nullptr || !PyList_Check(list)) {
+      PyErr_SetString(PyExc_TypeError, "LeanStep: a group's params are no list");
+      return false;
+    }
+    PyTuple_SetItem(lean.param_lists.get(), g, Py_NewRef(list));
+  }
+  return true;
+}
+
+// The fields, and where the gradients' addresses go: on a CPU into a copy of the table's, which
+// stays as the last whole step has left it; on a GPU they are parameters of the launch.
+bool note_launch(Lean& lean, const char* fields, Py_ssize_t size, PyObject* plan) {
+  UpdateArgs& args = lean.launch.args;
+#ifdef FS_CUDA
+  if (size == sizeof(CudaUpdateArgs) && PyDict_Check(plan)) {
+    std::memcpy(&lean.launch, fields, sizeof(CudaUpdateArgs));
+    lean.on_gpu = true;
+    lean.stream.note(plan, lean.launch.device);
+    lean.addresses.reset(new int64_t[args.tensors]);
+    lean.grads = lean.addresses.get();
+    return true;
+  }
+#endif
+  if (size != sizeof(UpdateArgs) || plan != Py_None) {
+    PyErr_SetString(PyExc_ValueError, "LeanStep: fields of another size");
+    return false;
+  }
+  std::memcpy(&args, fields, sizeof(UpdateArgs));
+  const int64_t count = SLOTS * args.tensors;
+  lean.addresses.reset(new int64_t[count]);
+  std::memcpy(lean.addresses.get(), args.addresses, count * sizeof(int64_t));
+  args.addresses = lean.addresses.get();
+  lean.grads = args.addresses + GRAD * args.tensors;
+  return true;
+}
+
+// LeanStep(fields, plan, device, group_list, params, facts, pre_hooks, post_hooks, forced, keep,
+//          limit):
+//   fields      UpdateArgs or CudaUpdateArgs as int64
+//   plan        None, or for CudaUpdateArgs the dict of LastStream
+//   device      DLPack's type and number of it
+//   group_list  optimizer.param_groups
+//   params      tuple of all params, in the groups' order
+//   facts       int64 [params, 4], see Members::note
+//   hooks       the optimizer's dicts
+//   forced      dict whose entry None is the engine asked for
+//   keep        whatever owns the memory that fields point at
+//   limit       launches until the whole step must look, None for no limit
+PyObject* new_lean(PyTypeObject* type, PyObject* arguments, PyObject*) {
+  const char *fields, *facts;
+  Py_ssize_t fields_size, facts_size;
+  dlpack::Device device;
+  PyObject *plan, *group_list, *params, *pre_hooks, *post_hooks, *forced, *keep, *limit;
+  if (!PyArg_ParseTuple(arguments, "y#O(ii)O!O!y#O!O!O!OO", &fields, &fields_size, &plan,
+                        &device.type, &device.number, &PyList_Type, &group_list, &PyTuple_Type,
+                        &params, &facts, &facts_size, &PyDict_Type, &pre_hooks, &PyDict_Type,
+                        &post_hooks, &PyDict_Type, &forced, &keep, &limit))
+    return nullptr;
+  constexpr Py_ssize_t kRow = Members::kFacts * sizeof(int64_t);
+  if (facts_size != PyTuple_Size(params) * kRow) {
+    PyErr_SetString(PyExc_ValueError, "LeanStep: facts of another size");
+    return nullptr;
+  }
+  auto lean = std::make_unique<Lean>();
+  lean->pre_hooks = Ref::to(pre_hooks);
+  lean->post_hooks = Ref::to(post_hooks);
+  lean->forced = Ref::to(forced);
+  if (PyObject* engine = PyDict_GetItem(forced, Py_None)) lean->engine = Ref::to(engine);
+  lean->keep = Ref::to(keep);
+  if (!parse_limit(limit, &lean->limit) || !note_launch(*lean, fields, fields_size, plan) ||
+      !note_groups(*lean, group_list) || !lean->members.note(params, facts, device))
+    return nullptr;
+  const auto allocate = reinterpret_cast<allocfunc>(PyType_GetSlot(type, Py_tp_alloc));
+  PyObject* self = allocate(type, 0);
+  if (self != nullptr) reinterpret_cast<LeanObject*>(self)->lean = lean.release();
+  return self;
+}
+
+int traverse_lean(PyObject* self, visitproc visit, void* arg) {
+  Py_VISIT(Py_TYPE(self));
+  const Lean* lean = lean_of(self);
+  if (lean == nullptr) return 0;
+  for (const Ref* ref : {&lean->group_list, &lean->groups, &lean->param_lists, &lean->pre_hooks,
+                         &lean->post_hooks, &lean->forced, &lean->keep})
+    Py_VISIT(ref->get());
+  Py_VISIT(lean->members.params());
+#ifdef FS_CUDA
+  Py_VISIT(lean->stream.plan());
+#endif
+  return 0;
+}
+
+int clear_lean(PyObject* self) {
+  delete std::exchange(reinterpret_cast<LeanObject*>(self)->lean, nullptr);
+  return 0;
+}
+
+// -- the type ------------------------------------------------------------------------------------
+
+PyObject* step_lean(PyObject* self, PyObject* optimizer) {
+  Lean* lean = lean_of(self);
+  if (lean->running) {
+    PyErr_SetString(PyExc_RuntimeError,
+                    "step() was called while another thread is in this optimizer's step(); an "
+                    "optimizer serves one thread at a time");
+    return nullptr;
+  }
+  return PyBool_FromLong(lean->step(optimizer));
+}
+
+PyObject* take_lean(PyObject* self, PyObject*) {
+  Lean* lean = lean_of(self);
+  if (lean->running) {
+    Py_BEGIN_ALLOW_THREADS
+    lean->launching.lock();
+    lean->launching.unlock();
+    Py_END_ALLOW_THREADS
+  }
+  PyObject* missed = lean->members.take_missed();
+  if (missed == nullptr) return nullptr;
+  if (lean->limit >= 0) lean->limit -= lean->steps;
+  return Py_BuildValue("LN", static_cast<long long>(std::exchange(lean->steps, 0)), missed);
+}
+
+PyObject* renew_lean(PyObject* self, PyObject* limit) {
+  if (!parse_limit(limit, &lean_of(self)->limit)) return nullptr;
+  Py_RETURN_NONE;
+}
+
+PyMethodDef lean_methods[] = {
+    {"step", step_lean, METH_O, "step(optimizer): True if the step was made."},
+    {"take", take_lean, METH_NOARGS,
+     "(steps made since the last take(), {number of a param: those in which it had no gradient})."},
+    {"renew", renew_lean, METH_O, "Another limit."},
+    {nullptr, nullptr, 0, nullptr}};
+
+PyType_Slot lean_slots[] = {{Py_tp_new, reinterpret_cast<void*>(new_lean)},
+                            {Py_tp_dealloc, reinterpret_cast<void*>(deallocate<clear_lean>)},
+                            {Py_tp_traverse, reinterpret_cast<void*>(traverse_lean)},
+                            {Py_tp_clear, reinterpret_cast<void*>(clear_lean)},
+                            {Py_tp_methods, lean_methods},
+                            {0, nullptr}};
+
+}  // namespace
+
+PyType_Spec step_spec = {"fused_sched.engines._native.LeanStep", sizeof(LeanObject), 0,
+                         Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, lean_slots};
+
+}  // namespace lean

@@ -1,0 +1,62 @@
+// The stream that a lean step launches on.
+#pragma once
+
+#include "cuda.h"
+#include "lean_object.h"
+
+namespace lean {
+
+// The stream of the last work on a GPU. The plan notes it, as a torch.cuda.Stream under
+// "_last_stream" in its dict: every launch, every value that the host sends.
+class LastStream {
+ public:
+  void note(PyObject* plan, int64_t device) {
+    plan_ = Ref::to(plan);
+    device_ = device;
+  }
+
+  // The current stream, null for the default one. False where the whole step does more than to
+  // launch on it: it waits for a stream that had the last work, and under capture it gives the
+  // graph tables of its own.
+  bool take_current(void** stream) {
+    if (!current(device_, stream) || !had_last_work(*stream)) return false;
+    // The whole step asks the calling thread's device whether it captures.
+    const int64_t here = cuda_device();
+    void* other;
+    return here == device_ || (here >= 0 && current(here, &other));
+  }
+
+  PyObject* plan() const { return plan_.get(); }
+
+ private:
+  // A device's current stream; false while it captures.
+  static bool current(int64_t device, void** stream) {
+    *stream = nullptr;
+    if (torch.exchange->current_stream(dlpack::kCuda, static_cast<int32_t>(device), stream) != 0) {
+      PyErr_Clear();
+      return false;
+    }
+    return !cuda_captures(device, *stream);
+  }
+
+  bool had_last_work(void* stream) {
+    PyObject* noted = PyDict_GetItemWithError(plan_.get(), names.last_stream);
+    if (noted == nullptr || noted == Py_None) return false;
+    if (noted != noted_.get()) {  // another object, perhaps of the same stream
+      const Ref number(PyObject_GetAttr(noted, names.cuda_stream));
+      if (number) last_ = PyLong_AsVoidPtr(number.get());
+      if (PyErr_Occurred() != nullptr) {
+        PyErr_Clear();
+        return false;
+      }
+      noted_ = Ref::to(noted);
+    }
+    return last_ == stream;
+  }
+
+  Ref plan_, noted_;
+  int64_t device_ = -1;
+  void* last_ = nullptr;
+};
+
+}  // namespace lean
