@@ -10,7 +10,8 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler
 
 from fused_sched import lr_scheduler, optim
-from fused_sched.lr_scheduler.base import DeviceScheduler, ledger_of
+from fused_sched.lr_scheduler.base import DeviceScheduler
+from fused_sched.lr_scheduler.live import ledger_of
 from fused_sched.lr_scheduler.table import refuse_recursive
 from fused_sched.optim.base import FusedOptimizer
 from fused_sched.optim.ledger import Ledger

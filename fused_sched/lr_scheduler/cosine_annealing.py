@@ -7,7 +7,8 @@ import torch
 from fused_sched.tables import layout
 from fused_sched.tables.program import Row
 
-from .base import DeviceScheduler, base_lrs
+from .base import DeviceScheduler
+from .lowering import base_lrs
 
 
 class CosineAnnealingLR(DeviceScheduler, torch.optim.lr_scheduler.CosineAnnealingLR):

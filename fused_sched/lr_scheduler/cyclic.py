@@ -9,7 +9,8 @@ import torch
 from fused_sched.tables import layout
 from fused_sched.tables.program import Row
 
-from .base import DeviceScheduler, _floats, base_lrs
+from .base import DeviceScheduler
+from .lowering import base_lrs, floats
 
 _MODES = {
     ("_triangular_scale_fn", "cycle"): layout.TRIANGULAR,
@@ -57,10 +58,10 @@ class CyclicLR(Cycle, torch.optim.lr_scheduler.CyclicLR):
     """
 
     def _row(self) -> Row | None:
-        return self._between(base_lrs(self), _floats(self.max_lrs))
+        return self._between(base_lrs(self), floats(self.max_lrs))
 
     def _other_row(self) -> Row | None:
-        return self._between(_floats(self.max_momentums), _floats(self.base_momentums))
+        return self._between(floats(self.max_momentums), floats(self.base_momentums))
 
     def _between(self, start: list[float], peak: list[float]) -> Row | None:
         if self._scale_fn_custom is not None:

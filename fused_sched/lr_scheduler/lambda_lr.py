@@ -11,8 +11,9 @@ from fused_sched.optim.schedules import NO_FORM
 from fused_sched.tables import layout
 from fused_sched.tables.program import Row, Segments, table_of
 
-from .base import DeviceScheduler, base_lrs
+from .base import DeviceScheduler
 from .known_lambdas import Piece, pieces_of
+from .lowering import base_lrs
 from .table import copied
 
 

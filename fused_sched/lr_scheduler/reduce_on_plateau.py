@@ -10,7 +10,8 @@ from torch import Tensor
 from fused_sched.tables import layout
 from fused_sched.tables.program import Row
 
-from .base import DeviceScheduler, _Live
+from .base import DeviceScheduler
+from .live import Live
 
 _MODES = {
     ("min", "rel"): layout.MIN_REL,
@@ -28,9 +29,9 @@ class ReduceLROnPlateau(DeviceScheduler, torch.optim.lr_scheduler.ReduceLROnPlat
     counted there too. Same values as torch.optim.lr_scheduler.ReduceLROnPlateau (torch 2.13).
     """
 
-    best = _Live()
-    num_bad_epochs = _Live()
-    cooldown_counter = _Live()
+    best = Live()
+    num_bad_epochs = Live()
+    cooldown_counter = Live()
 
     def _row(self) -> Row:
         attributes = self.__dict__

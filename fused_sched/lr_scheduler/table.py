@@ -17,7 +17,7 @@ from fused_sched.optim.schedules import NO_FORM
 from fused_sched.tables import layout
 from fused_sched.tables.program import Row, Segments
 
-_COLUMNS = {"momentum": "momentum", "betas": "beta1"}
+COLUMNS = {"momentum": "momentum", "betas": "beta1"}
 """Keys of a param group that torch's schedulers write beside lr, and their columns."""
 
 
@@ -63,10 +63,10 @@ def tabulate(scheduler: Any) -> Segments:
             would be wrong after any edit.
     """
     groups = scheduler.__dict__["optimizer"].param_groups
-    hypers = _hypers(scheduler)
-    keys = dict.fromkeys([*hypers, *(key for key in _COLUMNS if key in groups[0])])
+    hypers = hypers_of(scheduler)
+    keys = dict.fromkeys([*hypers, *(key for key in COLUMNS if key in groups[0])])
     epoch = position(scheduler)
-    now = {key: _values(groups, key) for key in keys}
+    now = {key: values_now(groups, key) for key in keys}
     table = scheduler.__dict__.get("_ahead")
     if table is None or not table.holds(epoch, now):
         table = scheduler.__dict__["_ahead"] = _run_ahead(scheduler, epoch, now)
@@ -84,7 +84,7 @@ def tabulate(scheduler: Any) -> Segments:
             )
             placed = scheduler._placed(row, child=False, source=key == hypers[0])
             placed.epoch = epoch
-            segments[_COLUMNS.get(key, key)] = [placed]
+            segments[COLUMNS.get(key, key)] = [placed]
     return segments
 
 
@@ -147,7 +147,7 @@ def inside(scheduler: Any) -> list[Any]:
     return [scheduler, *(one for child in children for one in inside(child))]
 
 
-def _hypers(scheduler: Any) -> list[str]:
+def hypers_of(scheduler: Any) -> list[str]:
     """The hyperparameters that a scheduler and those in it move, the first its own."""
     return list(dict.fromkeys(getattr(one, "hyper", "lr") for one in inside(scheduler)))
 
@@ -156,7 +156,7 @@ def _plain(value: Any) -> Any:
     return float(value) if isinstance(value, Tensor) else value
 
 
-def _values(groups: list[Any], key: str) -> Tensor:
+def values_now(groups: Sequence[Any], key: str) -> Tensor:
     """[groups] float64: a key's values, of betas the first."""
     values = [dict.__getitem__(group, key) for group in groups]
     values = [value[0] if key == "betas" else value for value in values]
@@ -185,7 +185,7 @@ def _run(
                     raise
                 break
             for key in keys:
-                values[key].append(_values(groups, key))
+                values[key].append(values_now(groups, key))
     return values
 
 
@@ -194,7 +194,7 @@ def _run_ahead(scheduler: Any, epoch: int, now: dict[str, Tensor]) -> Table:
     if _depends_on_lr(scheduler):
         refuse_recursive(scheduler)
     else:  # of what is cycled beside it, nobody knows
-        recursive = [key for key in recursive if key not in _hypers(scheduler)]
+        recursive = [key for key in recursive if key not in hypers_of(scheduler)]
     ahead = _run(scheduler, now, scheduler.horizon)
     values = {key: torch.stack([now[key], *steps]) for key, steps in ahead.items()}
     tables = {key: rows[1:].reshape(-1) for key, rows in values.items()}
@@ -203,7 +203,7 @@ def _run_ahead(scheduler: Any, epoch: int, now: dict[str, Tensor]) -> Table:
 
 def _depends_on_lr(scheduler: Any) -> bool:
     """Probe: does an edit of lr before each step change what the step makes of it?"""
-    hypers = _hypers(scheduler)
+    hypers = hypers_of(scheduler)
     steps = min(getattr(scheduler, "horizon", PROBE), PROBE)
     plain, edited = (_run(scheduler, hypers, steps, edited=by) for by in ((), hypers))
     return any(

@@ -9,7 +9,9 @@ import torch
 from fused_sched.tables import layout
 from fused_sched.tables.program import Row
 
-from .base import DeviceScheduler, _Live, base_lrs
+from .base import DeviceScheduler
+from .live import Live
+from .lowering import base_lrs
 
 
 class CosineAnnealingWarmRestarts(
@@ -26,8 +28,8 @@ class CosineAnnealingWarmRestarts(
     Source: Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts" (2016).
     """
 
-    T_cur = _Live()
-    T_i = _Live()
+    T_cur = Live()
+    T_i = Live()
 
     def _row(self) -> Row:
         return Row(
