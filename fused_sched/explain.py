@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fused_sched.engines import choose
-from fused_sched.lr_scheduler.base import ledger_of
+from fused_sched.lr_scheduler.live import ledger_of
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
-"""``python -m fused_sched doctor``: what it says, and what it says when an engine is wrong."""
+"""``python -m fused_sched``; its ``doctor``, and what that says when an engine is wrong."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,9 @@ import torch
 
 import fused_sched
 from fused_sched import cli
-from fused_sched.engines import available, eager_engine
+from fused_sched.cli import checks
+from fused_sched.engines import available, eager_engine, triton_engine
+from tests.gpu import capture as stand_in
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -54,7 +57,7 @@ def broken(optimizer: Any, params: Any) -> bool:
 def test_doctor_says_ok_where_triton_serves_no_cpu_tensors():
     done = run_module("doctor", TRITON_INTERPRET="0", FUSED_SCHED_ENGINE="auto")
     assert done.returncode == 0, done.stderr
-    assert "eager    ok: " in done.stdout
+    assert "eager    steps   ok: " in done.stdout
     assert "triton   not here: " in done.stdout
     assert "agrees with stock torch" in done.stdout
     assert done.stderr == ""
@@ -84,7 +87,8 @@ def test_doctor_checks_exactly_the_engines_that_are_here(capsys):
     cli.main(["doctor", "--json"])
     for found in as_dict(capsys)["devices"].values():
         for engine in found["engines"].values():
-            assert (engine["sanity"] is None) == (engine["unavailable"] is not None)
+            for check in ("sanity", "capture"):
+                assert (engine[check] is None) == (engine["unavailable"] is not None)
 
 
 def test_text_and_json_tell_the_same(capsys):
@@ -92,7 +96,7 @@ def test_text_and_json_tell_the_same(capsys):
     text = capsys.readouterr().out
     cli.main(["doctor", "--json"])
     report = as_dict(capsys)
-    shown = [*report["versions"].values()]
+    shown = [*report["versions"].values(), *report["compilers"].values()]
     for device, found in report["devices"].items():
         shown += [device, found["name"], found["chosen"], *found["engines"]]
     assert [value for value in shown if value not in text] == []
@@ -100,7 +104,79 @@ def test_text_and_json_tell_the_same(capsys):
 
 def test_check_takes_the_engine_it_is_given(monkeypatch):
     monkeypatch.setenv("FUSED_SCHED_ENGINE", "no such engine")
-    assert cli.check(torch.device("cpu"), "eager").passed
+    assert checks.check_steps(torch.device("cpu"), "eager").passed
+
+
+def test_a_graph_of_cpu_tensors_is_not_tried_and_does_not_fail(capsys):
+    assert cli.main(["doctor"]) == 0
+    assert "capture not tried: a CUDA graph holds no CPU tensors" in capsys.readouterr().out
+
+
+# -- the capture check, in the stand-in for a graph ----------------------------------------------
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """``check_capture`` of the Triton engine on CPU tensors, in the tests' stand-in for a graph."""
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(checks, "new_graph", lambda: stand_in.new_graph(cpu))
+    monkeypatch.setattr(checks, "capture", lambda graph, device: stand_in.capture(graph))
+    run = checks._replayed
+    return lambda: checks._compare(cpu, "triton", lambda: checks._train_ours(cpu, run))
+
+
+def test_captured_steps_agree_with_stock_torch(graphs):
+    check = graphs()
+    assert check.error is None and check.passed
+
+
+def test_a_graph_that_replays_one_lr_is_off(graphs, monkeypatch):
+    update = triton_engine.update
+
+    def without_schedule(block, table, grads, program, *rest):
+        update(block, table, grads, None, *rest)
+
+    monkeypatch.setattr(triton_engine, "update", without_schedule)
+    check = graphs()
+    assert check.error is None and not check.passed
+    assert check.lr > checks.LR_TOLERANCE
+
+
+def test_the_eager_engine_is_not_captured():
+    check = checks.check_capture(torch.device("cuda"), "eager")
+    assert check.passed and check.skipped
+
+
+# -- the compilers -------------------------------------------------------------------------------
+
+
+def test_a_compiler_that_compiles_is_said_to(monkeypatch):
+    found = shutil.which("g++")
+    if found is None:
+        pytest.skip("no g++ here")
+    monkeypatch.setenv("CXX", found)
+    assert checks.compilers()["C++"] == f"{found}, compiles"
+
+
+@pytest.mark.parametrize(
+    ("compiler", "told"),
+    [("false", "false, fails: "), ("no-such-one", "no-such-one, does not run")],
+)
+def test_a_compiler_that_does_not_compile_is_said_to(compiler, told, monkeypatch):
+    monkeypatch.setenv("CXX", compiler)
+    assert checks.compilers()["C++"].startswith(told)
+
+
+def test_a_missing_compiler_is_named(monkeypatch):
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", "")
+    assert checks.compilers()["C"] == "none found (gcc, clang or CC)"
+
+
+def test_missing_headers_are_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("CC", "cc")
+    monkeypatch.setattr(checks.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    assert "Python.h is not installed" in checks.compilers()["C"]
 
 
 # -- an engine that is off -----------------------------------------------------------------------
@@ -111,7 +187,7 @@ def test_doctor_fails_when_params_differ(monkeypatch, capsys, update):
     monkeypatch.setattr(eager_engine, "update", update)
     assert cli.main(["doctor"]) == 1
     text = capsys.readouterr().out
-    assert "eager    OFF: largest difference to stock torch: param " in text
+    assert "eager    steps   OFF: largest difference to stock torch: param " in text
     assert "DIFFERS from stock torch" in text
 
 
@@ -124,14 +200,14 @@ def test_doctor_fails_when_lr_differs(monkeypatch, capsys):
     monkeypatch.setattr(fused_sched.lr_scheduler.OneCycleLR, "get_lr", slightly_more)
     assert cli.main(["doctor", "--json"]) == 1
     sanity = as_dict(capsys)["devices"]["cpu"]["engines"]["eager"]["sanity"]
-    assert cli.LR_TOLERANCE < sanity["lr"] < 1e-8
-    assert sanity["param"] <= cli.PARAM_TOLERANCE
+    assert checks.LR_TOLERANCE < sanity["lr"] < 1e-8
+    assert sanity["param"] <= checks.PARAM_TOLERANCE
 
 
 def test_doctor_reports_what_an_engine_raises(monkeypatch, capsys):
     monkeypatch.setattr(eager_engine, "update", broken)
     assert cli.main(["doctor"]) == 1
-    assert "eager    OFF: RuntimeError: the device is on fire" in capsys.readouterr().out
+    assert "eager    steps   OFF: RuntimeError: the device is on fire" in capsys.readouterr().out
 
 
 def test_doctor_shows_a_forced_engine_that_does_not_exist(monkeypatch, capsys):
@@ -146,7 +222,7 @@ def test_doctor_shows_a_forced_engine_that_does_not_exist(monkeypatch, capsys):
 # -- the command line ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("argv", [[], ["doktor"], ["doctor", "--xml"]], ids=" ".join)
+@pytest.mark.parametrize("argv", [[], ["doktor"], ["doctor", "--xml"], ["plot"]], ids=" ".join)
 def test_unknown_commands_and_options_exit_with_2(argv, capsys):
     with pytest.raises(SystemExit) as error:
         cli.main(argv)
