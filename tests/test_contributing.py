@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md's two examples, applied to a copy of the package as it is now, do what they say.
+"""The examples of docs/add_*.md, applied to a copy of the package as it is now, do what they say.
 
 A block belongs to the file that was named last before it. A ``diff`` block changes the file: each
 hunk (separated by ``@@``) replaces its context once, and one without context goes to the end. A
@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+PAGES = ("add_optimizer.md", "add_scheduler.md")
+TEXT = "\n".join((ROOT / "docs" / page).read_text(encoding="utf-8") for page in PAGES)
 FILE = r"(?:fused_sched|tests)/[\w/]+\.py|csrc/\w+\.\w+"
 PIECE = re.compile(rf"`({FILE})`|^```(\w+)\n(.*?)^```", re.S | re.M)
 
@@ -80,7 +81,7 @@ def changed(source: str, hunk: list[str]) -> str:
     after = "".join(line[1:] for line in hunk if line[0] in " +")
     if not before:
         return source + after
-    assert source.count(before) == 1, f"CONTRIBUTING.md's context is there not just once:\n{before}"
+    assert source.count(before) == 1, f"a diff's context is there not just once:\n{before}"
     return source.replace(before, after)
 
 
