@@ -13,13 +13,18 @@ PIP := $(PY) -m pip --disable-pip-version-check install --quiet
 has_torch = $(1) -c 'import torch; \
 	raise SystemExit(tuple(map(int, torch.__version__.split(".")[:2])) < (2, 11))' >/dev/null 2>&1
 
-.PHONY: demo test lint bench gpu static sanitize clean
+.PHONY: demo test conformance lint bench gpu static sanitize clean
 
 demo: .venv/.ready
 	$(PY) examples/train_digits.py
 
 test: lint
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --ignore=tests/gpu tests
+
+# The long form: ten times the random schedules; writes docs/conformance.md. About 25 minutes.
+conformance: .venv/.ready
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -p tests.conformance --conformance docs/conformance.md \
+		--times-examples 10 --ignore=tests/gpu tests
 
 lint: .venv/.ready
 	$(PY) -m ruff check .

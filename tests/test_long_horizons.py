@@ -23,6 +23,7 @@ from tests.cases import (
     plain_step,
     sequential,
 )
+from tests.differences import note_schedule
 from tests.test_schedules import OnDevice, over, pair
 
 STEPS = 20_000
@@ -92,6 +93,7 @@ def worst_share(case: SchedulerCase, steps: int) -> float:
         count = min(BLOCK, steps - start)
         expected, values = stock.advance(count), native.advance(count)
         peak = torch.maximum(peak, expected.abs().amax(dim=0))
+        note_schedule(values, expected, peak)
         promised = [case.tolerance(step) for step in range(start + 1, start + count + 1)]
         allowed = torch.tensor(promised, dtype=torch.float64)[:, None, None] * peak
         distance = torch.where(values == expected, 0.0, (values - expected).abs() / allowed)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import fused_sched
 from fused_sched.lr_scheduler import base
+from tests import differences
 from tests.cases import PROMISE, halve_every_cycle, inverse_sqrt
 from tests.interpreter import quick
 from tests.random_schedules import (
@@ -112,6 +113,7 @@ class Both:
         new_groups = len(stock) - len(self.peak)
         peak = torch.nn.functional.pad(self.peak, (0, 0, 0, new_groups))
         self.peak = torch.maximum(peak, stock.abs())
+        differences.note_schedule(ours, stock, self.peak)
         wrong = ~((ours == stock) | ((ours - stock).abs() <= PROMISE * self.peak))
         assert not wrong.any(), f"{ours[wrong]}, torch has {stock[wrong]}"
 
@@ -119,6 +121,7 @@ class Both:
         allowed = PROMISE * float(self.peak[:, 0].max())
         assert_told(told(self.ours), told(self.stock), "", allowed)
         params = self.ours.params, self.stock.params
+        differences.note_params(*params)
         torch.testing.assert_close(*params, rtol=1e-5, atol=1e-5, equal_nan=True)
 
     def fuse(self) -> bool:
@@ -162,9 +165,7 @@ def tell_fused(story: Story) -> None:
             both.check_told()
 
 
-def run_examples(
-    engine: str, tell: Callable[[Story], None], told: Any, count: int = EXAMPLES
-) -> None:
+def run_examples(engine: str, tell: Callable[[Story], None], told: Any, count: int) -> None:
     @settings(
         max_examples=count,
         derandomize=True,
@@ -175,10 +176,17 @@ def run_examples(
     )
     @given(told)
     def every(story: Story) -> None:
+        differences.note(differences.EXAMPLES, 1)
         tell(story)
 
     with fused_sched.use_engine(engine), quick():
         every()
+
+
+@pytest.fixture
+def times(request):
+    """How many times as many examples `make conformance` wants."""
+    return request.config.getoption("times_examples", 1)
 
 
 @pytest.fixture(autouse=True)
@@ -188,20 +196,21 @@ def _short_tables(monkeypatch):
 
 @pytest.mark.parametrize("engine", ["native", "eager"])
 @pytest.mark.parametrize("name", TREES)
-def test_explicit_schedule_does_as_stock(name, engine):
-    run_examples(engine, tell_explicit, stories(TREES[name], EXPLICIT, LENGTH))
+def test_explicit_schedule_does_as_stock(name, engine, times):
+    told = stories(TREES[name], EXPLICIT, LENGTH)
+    run_examples(engine, tell_explicit, told, EXAMPLES * times)
 
 
 @pytest.mark.parametrize("engine", ["native", "eager"])
 @pytest.mark.parametrize("name", FUSIBLE)
-def test_fused_schedule_does_as_stock(name, engine):
-    run_examples(engine, tell_fused, stories(TREES[name], FUSED, LENGTH))
+def test_fused_schedule_does_as_stock(name, engine, times):
+    run_examples(engine, tell_fused, stories(TREES[name], FUSED, LENGTH), EXAMPLES * times)
 
 
 @pytest.mark.parametrize("engine", ["native", "eager"])
-def test_plateau_with_metrics_on_the_device_does_as_stock(engine):
+def test_plateau_with_metrics_on_the_device_does_as_stock(engine, times):
     told = stories(TREES["ReduceLROnPlateau"], ON_DEVICE, LENGTH, metrics=TENSORS)
-    run_examples(engine, tell_explicit, told)
+    run_examples(engine, tell_explicit, told, EXAMPLES * times)
 
 
 # The interpreter takes 10 ms for a launch: fewer and shorter stories, of any class.
@@ -218,8 +227,8 @@ ANY_FUSIBLE = st.one_of(*(TREES[name] for name in FUSIBLE))
     ],
     ids=["explicit", "plateau", "fused"],
 )
-def test_the_interpreter_does_as_stock(tell, told):
-    run_examples("triton", tell, told, FEW)
+def test_the_interpreter_does_as_stock(tell, told, times):
+    run_examples("triton", tell, told, FEW * times)
 
 
 # -- what was found once -------------------------------------------------------------------------

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests import differences
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "examples" / "recipes").glob("*.py"))
@@ -22,15 +25,6 @@ FRAMEWORKS = {
     "transformers_trainer": "transformers",
 }
 
-# `import timm` imports torchvision, whose wheels want a torch with CUDA. Its schedulers do not.
-WITHOUT_MODELS = """
-import importlib.util, runpy, sys, types
-package = types.ModuleType("timm")
-package.__path__ = list(importlib.util.find_spec("timm").submodule_search_locations)
-sys.modules["timm"] = package
-runpy.run_path(sys.argv[1], run_name="__main__")
-"""
-
 
 def test_every_recipe_is_here():
     assert [path.stem for path in RECIPES] == list(FRAMEWORKS)
@@ -41,9 +35,9 @@ def test_recipe_agrees_with_stock_torch(recipe, tmp_path):
     framework = FRAMEWORKS[recipe.stem]
     if importlib.util.find_spec(framework) is None:
         pytest.skip(f"{framework} is not installed")
-    run = ["-c", WITHOUT_MODELS] if framework == "timm" else []
+    found = tmp_path / "differences.json"
     done = subprocess.run(
-        [sys.executable, *run, str(recipe)],
+        [sys.executable, "-m", "tests.run_recipe", str(recipe), str(found)],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "0"},
         capture_output=True,
@@ -52,3 +46,4 @@ def test_recipe_agrees_with_stock_torch(recipe, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "with stock torch" in done.stdout
+    differences.merge(differences.seen, json.loads(found.read_text()))

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 import fused_sched
 from fused_sched.engines import engine_for
 from tests.cases import PROMISE, SCHEDULERS, SchedulerCase, plain_step
+from tests.differences import note_schedule
 from tests.twins import RATES, assert_same
 
 STEPS = 1000
@@ -112,7 +113,9 @@ class OnDevice:
 def assert_promise(case: SchedulerCase, ours: Tensor, stock: Tensor) -> None:
     """Each value of each step; both are [steps + 1, columns, groups], from step 0 on."""
     shares = torch.tensor([case.tolerance(step) for step in range(len(stock))]).double()
-    allowed = shares[:, None, None] * stock.abs().amax(dim=0)
+    peak = stock.abs().amax(dim=0)
+    note_schedule(ours, stock, peak)
+    allowed = shares[:, None, None] * peak
     wrong = ~((ours == stock) | ((ours - stock).abs() <= allowed))
     assert not wrong.any(), [
         f"step {step} column {column} group {group}: {ours[step, column, group].item()!r}, "

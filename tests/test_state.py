@@ -18,6 +18,7 @@ from torch import Tensor
 
 import fused_sched
 from tests.cases import OPTIMIZERS, SHAPES, gradient
+from tests.differences import note_state
 from tests.training import (
     FEW,
     OURS,
@@ -55,6 +56,7 @@ def check_state(opt: Any, reference: Any) -> None:
     """Keys in torch's order, values within tolerance, of ours and of torch's."""
     ours, theirs = opt.state_dict()["state"], reference.state_dict()["state"]
     assert list(ours) == list(theirs)
+    note_state(ours, theirs)
     for mine, other in zip(ours.values(), theirs.values(), strict=True):
         assert list(mine) == list(other)
         torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import fused_sched
 from tests.cases import OPTIMIZERS, SHAPES, TOLERANCES, gradient
+from tests.differences import note_params
 
 OURS = fused_sched.optim
 STEPS = 5
@@ -54,6 +55,7 @@ def stock(row: Any, params: Any, **overrides: Any) -> Any:
 
 def check(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> None:
     """Within the table's tolerance of the dtype."""
+    note_params(ours, theirs)
     for mine, other in zip(ours, theirs, strict=True):
         limit = TOLERANCES[mine.dtype]
         torch.testing.assert_close(mine, other, rtol=limit.rtol, atol=limit.atol, equal_nan=True)

@@ -12,6 +12,7 @@ from torch.nn import Parameter
 
 import fused_sched
 from tests.cases import PROMISE, Build
+from tests.differences import note_params, note_schedule
 
 RATES = (0.1, 0.02, 0.4)
 """lr of the groups."""
@@ -97,6 +98,7 @@ class Twins:
         stock = record(self.stock.opt)
         peak = self.peak = torch.maximum(self.peak, stock.abs())
         ours = record(self.ours.opt)
+        note_schedule(ours, stock, peak)
         wrong = ~((ours == stock) | ((ours - stock).abs() <= PROMISE * peak))
         assert not wrong.any(), f"step {self.steps}: {ours[wrong]}, torch has {stock[wrong]}"
 
@@ -107,6 +109,7 @@ class Twins:
         for mine, theirs in zip(self.ours.schedulers, self.stock.schedulers):
             assert_same(mine.state_dict(), theirs.state_dict())
             assert_same(mine.get_last_lr(), theirs.get_last_lr())
+        note_params(self.ours.params, self.stock.params)
         torch.testing.assert_close(self.ours.params, self.stock.params)
 
 

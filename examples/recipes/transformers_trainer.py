@@ -59,6 +59,7 @@ def train(folder, optim, schedule, fuse=False, checkpoint=None):
     )
     trainer = Trainer(net, arguments, train_dataset=dataset(), optimizers=(opt, sched))
     trainer.train(resume_from_checkpoint=checkpoint)
+    assert type(sched.get_last_lr()[0]) is float  # the Trainer asks after each step: no sync
     history = trainer.state.log_history
     rates = [entry["learning_rate"] for entry in history if "learning_rate" in entry]
     return list(net.parameters()), rates, opt.param_groups[0]["lr"]
