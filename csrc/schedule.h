@@ -231,6 +231,16 @@ FS_INLINE void store_column(const int64_t* op, double value, const Halves& halve
   halves.first[derived] = halves.second[derived] = log(value);
 }
 
+// What a step that is made uses, into the ring of a HISTORY row.
+FS_INLINE void keep(const int64_t* op, double value, int64_t step, int lane, int groups) {
+  if (op[AUX_LENGTH] == 0) return;
+  double* place = reinterpret_cast<double*>(op[ADDRESS]) + step % op[AUX_LENGTH] * groups + lane;
+#ifdef __CUDA_ARCH__
+  __builtin_assume(__isGlobal(place));  // from an address a compiler cannot see it
+#endif
+  *place = value;
+}
+
 // The rows of one lane. The thread with `last` also moves the rows' scalars, once all have read
 // them. On a GPU the lanes of a block walk the rows together, at the same pace; a thread beyond the
 // last lane walks along and touches nothing.
@@ -249,6 +259,9 @@ FS_INLINE void run_lane(const Program& p, const Halves& halves, int64_t* clock, 
       if (live) value = halves.current[op[COLUMN] * groups + lane];
     } else if (op[OPCODE] == STORE) {
       if (live) store_column(op, value, halves, lane, groups);
+    } else if (op[OPCODE] == HISTORY) {
+      const double now = live ? halves.current[op[COLUMN] * groups + lane] : 0.0;
+      if (live && !skipped) keep(op, now, clock[CLOCK], lane, groups);
     } else {
       const int64_t tick = op[TICK] + 1, last_epoch = op[EPOCH], last_count = op[COUNT];
       lanes_meet();

@@ -74,7 +74,7 @@ def test_header_restates_the_layout(name):
 
 def test_layout_has_no_opcode_that_the_header_lacks():
     opcodes = enumerations()["Opcode"]
-    assert list(opcodes.values()) == list(range(layout.PIECEWISE + 1))
+    assert list(opcodes.values()) == list(range(layout.HISTORY + 1))
 
 
 # -- variants and threads ------------------------------------------------------------------------

@@ -2,8 +2,9 @@
 
     python examples/recipes/timm_schedulers.py
 
-timm's schedulers are no LRScheduler: they write floats into `param_groups` once an epoch, or once an
-update. The step adopts what they wrote. Trains a small net with stock torch and with fused_sched.
+timm's schedulers are no LRScheduler: they write floats into `param_groups`, once an epoch or once
+an update, and the step adopts what they wrote. Trains a small net with stock torch and with
+fused_sched, with each of timm's schedules.
 """
 
 import warnings

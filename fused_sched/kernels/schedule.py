@@ -5,6 +5,7 @@ import triton.language as tl
 
 from . import opcodes
 from .constants import (
+    ADDRESS,
     ANNEAL_COS,
     AUX_LENGTH,
     AUX_START,
@@ -18,6 +19,7 @@ from .constants import (
     EPOCH,
     EXPONENTIAL,
     HAS_RESTART,
+    HISTORY,
     INTERVAL,
     LANE_WORDS,
     LANES,
@@ -61,6 +63,18 @@ def _store_column(op, value, record_ptr, current, other, both, lane, live, G):
         logarithm = tl.log(value)
         tl.store(record_ptr + (other + derived) * G + lane, logarithm, mask=live)
         tl.store(record_ptr + (also + derived) * G + lane, logarithm, mask=live)
+
+
+@triton.jit
+def _keep(op, record_ptr, current, clock_ptr, skipped, lane, live, G):
+    """What a step that is made uses, into the ring of a HISTORY row."""
+    capacity = tl.load(op + AUX_LENGTH)
+    if (skipped == 0) & (capacity > 0):
+        column = tl.load(op + COLUMN).to(tl.int32)
+        value = tl.load(record_ptr + (current + column) * G + lane, mask=live, other=0.0)
+        ring = tl.load(op + ADDRESS).to(tl.pointer_type(tl.float64))
+        step = tl.load(clock_ptr + CLOCK)
+        tl.store(ring + (step % capacity) * G + lane, value, mask=live)
 
 
 @triton.jit
@@ -168,6 +182,8 @@ def _run_rows(
             value = tl.load(record_ptr + (current + column) * G + lane, mask=live, other=1.0)
         elif opcode == STORE:
             _store_column(op, value, record_ptr, current, other, both, lane, live, G)
+        elif opcode == HISTORY:
+            _keep(op, record_ptr, current, clock_ptr, skipped, lane, live, G)
         else:
             tick = tl.load(op + TICK).to(tl.int32)
             epoch = tl.load(op + EPOCH).to(tl.int32)

@@ -16,6 +16,7 @@ import torch
 from torch._dynamo.decorators import skip
 from torch.optim.lr_scheduler import LRScheduler as TorchScheduler
 
+from fused_sched.optim.history import History
 from fused_sched.optim.lean import LEAN
 from fused_sched.optim.plan import capturing
 from fused_sched.optim.schedules import Fused
@@ -170,6 +171,28 @@ class DeviceScheduler(LookAhead, Lowering, TorchScheduler):
         """As torch's."""
         self._refresh()
         return super().get_last_lr()
+
+    def history(self, capacity: int) -> History:
+        """Keep what the next steps use of lr, and of momentum where it is cycled, on the device.
+
+        The launch writes it, also under replay; nothing is read before ``drain()``.
+
+        Args:
+            capacity: steps kept, at least 1.
+
+        Raises:
+            TypeError: the optimizer is not one of ``fused_sched.optim``.
+            RuntimeError: a captured graph uses the present program.
+        """
+        ledger = ledger_of(self.optimizer)
+        if ledger is None:
+            raise TypeError(
+                f"{type(self.optimizer).__name__} has no launch that could keep a history; use an "
+                "optimizer of fused_sched.optim"
+            )
+        if not isinstance(capacity, int) or capacity < 1:
+            raise ValueError(f"Expected positive integer capacity, but got {capacity}")
+        return ledger.keep_history(self, capacity)
 
     def __setattr__(self, name: str, value: Any) -> None:
         ledger = ledger_of(self.__dict__.get("optimizer"))

@@ -21,6 +21,7 @@ from fused_sched.tables.block import Block
 from fused_sched.tables.program import Assembled
 
 from .explicit import step_scheduler
+from .history import History
 from .lean import Lean
 from .loading import Loading
 from .plan import RELEASE, Plan, capturing
@@ -190,7 +191,7 @@ class Ledger:
         self._since_upload = 0
         if not plans and not self.schedules.fused:
             return
-        record = self._record()
+        record = self.host_record()
         groups = record.shape[1]
         with self.host_only():
             programs, explicit = self.schedules.lower(groups, self.programs)
@@ -201,7 +202,19 @@ class Ledger:
             if not plan.fits(groups, self.programs):
                 self.refresh_clock()
                 plan.build_block(len(self.schedules.columns), groups, self.programs)
+            self._bind_histories(plan, groups, first=plan is plans[0])
             plan.send_values(record, self.programs)
+
+    def _bind_histories(self, plan: Plan, groups: int, first: bool) -> None:
+        """Where the HISTORY rows of a plan's launches write: on the first device alone."""
+        places = ((0, 0),) * len(self.programs[0].histories)
+        if first and self.schedules.histories:
+            self.refresh_clock()
+            histories = self.schedules.histories
+            places = tuple(place for one in histories for place in one.bind(plan, groups))
+        for row, place in zip(self.programs[0].histories, places, strict=True):
+            words = self.programs[0].ops[row]
+            words[layout.ADDRESS], words[layout.AUX_LENGTH] = place
 
     def follow(self, scheduler: Any) -> None:
         """A scheduler has stepped on the host: send what it may have changed."""
@@ -209,11 +222,11 @@ class Ledger:
         if positions or self.captured:
             self.upload()
             return
-        record = self._record()
+        record = self.host_record()
         for plan in self.blocks():
             plan.send_record(record)
 
-    def _record(self) -> Tensor:
+    def host_record(self) -> Tensor:
         """The groups' values, float64 [columns, groups]."""
         with self.host_only():
             groups = self.optimizer.param_groups
@@ -241,6 +254,15 @@ class Ledger:
         except BaseException:
             self.schedules.fused = before
             raise
+
+    def keep_history(self, scheduler: Any, capacity: int) -> History:
+        """Let the launches write down what they use of the values that a scheduler moves."""
+        self.refuse_if_captured("history()")
+        self.refresh()
+        history = History(self, self.schedules.moved_by(scheduler), capacity)
+        self.schedules.histories.append(history)
+        self.upload()
+        return history
 
     def step_scheduler(self, scheduler: Any, *args: Any, **kwargs: Any) -> None:
         """``scheduler.step()`` of one of our schedulers."""

@@ -11,6 +11,8 @@ from fused_sched.tables import layout
 from fused_sched.tables.block import Block
 from fused_sched.tables.program import Assembled, Entry, Row, Segments, Source, assemble
 
+from .history import History
+
 NO_FORM = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What running a scheduler ahead raises, from torch's code and users' alike."""
 
@@ -67,6 +69,7 @@ class Schedules:
         self.explicit: list[weakref.ref[Any]] = []  # those with a program of their own
         self.in_graphs: list[Any] = []  # those that captured graphs step
         self.refused: dict[int, str] = {}
+        self.histories: list[History] = []
         self._roots: list[weakref.ref[Any]] = []
 
     def register(self, scheduler: Any, children: Sequence[Any] = ()) -> None:
@@ -85,6 +88,11 @@ class Schedules:
     def cycle_momentum(self) -> bool:
         """Whether a schedule moves momentum, so that a momentum of 0 may not stay 0."""
         return any(_cycles(one) for one in self.roots())
+
+    def moved_by(self, scheduler: Any) -> list[str]:
+        """The columns that a scheduler moves."""
+        momentum = "momentum" if "momentum" in self.columns else "beta1"
+        return [getattr(scheduler, "hyper", "lr"), *[momentum] * _cycles(scheduler)]
 
     def find(self, scheduler: Any) -> Fused | None:
         return next((f for f in self.fused if f.scheduler is scheduler), None)
@@ -143,7 +151,11 @@ class Schedules:
                 kept.append(ref)
                 entries.append([Entry(segments)])
         last = [*before, *[None] * len(entries)]
-        programs = [assemble(one, self.columns, groups, last[i]) for i, one in enumerate(entries)]
+        rows = [row for history in self.histories for row in history.rows(self.columns)]
+        programs = [
+            assemble(one, self.columns, groups, last[i], () if i else rows)
+            for i, one in enumerate(entries)
+        ]
         return programs, kept
 
     def forget_tables(self) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from fused_sched.engines import eager_engine, engine_for
 from fused_sched.tables.local import SUPPORTED, local, real
 from fused_sched.tables.params import Member, sparse_error
+from fused_sched.tables.program import NO_TABLE
 
 from .changes import take_changes
 from .group import Group
@@ -245,7 +246,11 @@ class Stepper:
         if eager is None or eager:
             ledger.refresh()
             with ledger.host_only():
+                histories = [] if plans else ledger.schedules.histories
+                used = ledger.host_record() if histories else NO_TABLE
                 moved = eager_engine.update(optimizer, eager)
+                for history in histories if moved else ():
+                    history.note(used, ledger.schedules.columns)
         ledger.read_rates()
         for plan, addresses in zip(plans, grads, strict=True):
             plan.launch(addresses, _at(scale, plan), _at(found_inf, plan), advance)

@@ -44,7 +44,8 @@ CLOCK_WORDS = 4
     MODE,  # variant of the opcode, see lr_scheduler/
     HAS_RESTART,  # 1: a SequentialLR milestone sets the value RESTART
     ON_SKIP,  # 1: advances also when found_inf stops the step
-) = range(15)
+    ADDRESS,  # of a HISTORY row's ring, float64 [AUX_LENGTH, groups]
+) = range(16)
 OP_WORDS = 16
 
 # -- a schedule row's numbers, one lane per group: float64 [rows, LANE_WORDS, groups] ------------
@@ -77,7 +78,8 @@ LANES = 128
     SWA,
     PLATEAU,
     PIECEWISE,
-) = range(18)
+    HISTORY,  # ring[clock % AUX_LENGTH] = record[column], of a step that is made
+) = range(19)
 
 # MODE of CYCLIC
 TRIANGULAR, TRIANGULAR2, EXP_RANGE = range(3)

@@ -93,6 +93,7 @@ class Assembled:
 
     Attributes:
         tables: the parts of ``aux``, which is the same object as long as they are.
+        histories: numbers of the HISTORY rows.
         ends: optimizer steps that can be made before a row is past its end, None if none ends.
     """
 
@@ -100,6 +101,7 @@ class Assembled:
     lanes: Tensor
     aux: Tensor
     tables: list[Tensor]
+    histories: range
     sources: list[Source]
     columns: list[str]
     ends: int | None
@@ -172,11 +174,13 @@ def assemble(
     columns: Sequence[str],
     groups: int,
     before: Assembled | None = None,
+    histories: Sequence[Row] = (),
 ) -> Assembled:
     """One program out of several schedulers' rows: column by column, in the schedulers' order.
 
     Args:
         before: the last program of the same schedulers, whose ``aux`` is kept if it is the same.
+        histories: HISTORY rows, which stand behind the others.
 
     Raises:
         ValueError: a table that holds one schedule's values stands beside another schedule of the
@@ -196,6 +200,9 @@ def assemble(
             for row in entry.segments[name]:
                 assembly.add(row, entry)
         assembly.bracket(layout.STORE, name)
+    scheduled = len(assembly.ops)
+    for row in histories:
+        assembly.add(row, Entry({}))
     rows = [row for entry in entries for row in entry.rows()]
     ends = (end for entry in entries if (end := entry.ends()) is not None)
     return Assembled(
@@ -203,6 +210,7 @@ def assemble(
         assembly.stacked_lanes(),
         _joined(assembly.tables, before),
         assembly.tables,
+        range(scheduled, len(assembly.ops)),
         assembly.sources,
         targets,
         min(ends, default=None),
