@@ -364,6 +364,18 @@ def test_the_probe_of_distributed_checkpoints_moves_nothing(row, engine):
     assert schedule.last_epoch == 2
 
 
+def test_a_first_step_at_zero_with_gradients_is_no_probe(engine):
+    params = three()
+    before = [p.detach().clone() for p in params]
+    opt = OURS.SGD(params, lr=LR)
+    schedule = fused_sched.lr_scheduler.StepLR(opt, 1, gamma=0.5)
+    fused_sched.fuse(opt, schedule)
+    opt.param_groups[0]["lr"] = 0.0
+    train(opt, params, range(1))
+    check([p.detach() for p in params], before)
+    assert schedule.last_epoch == 1
+
+
 def test_a_schedule_that_starts_at_zero_moves(engine):
     """lr 0 by the schedule is no probe."""
     params = three()

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fused_sched.tables import layout
 from fused_sched.tables.block import Block
+from fused_sched.tables.local import local
 from fused_sched.tables.program import Assembled
 
 from .explicit import step_scheduler
@@ -292,12 +293,14 @@ class Ledger:
     def is_probe(self) -> bool:
         """Whether the step is one of those by which torch's checkpoints fill an empty state.
 
-        ``torch.distributed.checkpoint`` assigns lr 0 to every group and steps once; neither the
-        params nor the schedule may move.
+        ``torch.distributed.checkpoint`` assigns lr 0 to every group, and gradients of zeros, and
+        steps once; neither the params nor the schedule may move.
         """
         if not self.zeroed or self.keeper.state:
             return False
-        return self.zeroed == {id(group) for group in self.optimizer.param_groups}
+        if self.zeroed != {id(group) for group in self.optimizer.param_groups}:
+            return False
+        return not any(map(_pulls, self.stepper.params))
 
     def count(
         self,
@@ -376,3 +379,9 @@ class Ledger:
             if keeper.behind:
                 keeper.write_steps(self.plans.values())
         return keeper.state
+
+
+def _pulls(param: Tensor) -> bool:
+    """Whether a gradient has other values than 0; of shards nobody knows, for all must agree."""
+    grad = param.grad
+    return grad is not None and local(grad) is grad and bool(grad.any())
