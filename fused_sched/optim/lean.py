@@ -10,12 +10,12 @@ The optimizer and the scheduler own theirs: owned from here they would be a cycl
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from fused_sched.engines.choose import FORCED
 from fused_sched.engines.native_library import Found
 
+from .account import count_lean, steps_left
 from .schedules import is_tabulated
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Lean:
         optimizer = ledger.reference()
         step = None if optimizer is None else optimizer.__dict__.get(LEAN)
         if step is not None:
-            _count(ledger, *step.take())
+            count_lean(ledger, *step.take())
         if self._scheduler is not None:
             scheduler = self._scheduler()
             if scheduler is not None:
@@ -90,7 +90,7 @@ class Lean:
         made_for = plan.engine, table, id(table.info), len(ledger.keeper.waiting)
         known = made_for == self._made_for
         if here is not None and known:
-            here.renew(ledger.steps_left())
+            here.renew(steps_left(ledger))
             return
         self.drop_step(ledger)
         self._made_for = made_for
@@ -122,28 +122,8 @@ class Lean:
 
 def _found(ledger: Ledger, plan: Plan) -> Found:
     reached = {m.index for m in plan.table.members if ledger.keeper.reached(m)}
-    params, limit = ledger.stepper.params, ledger.steps_left()
+    params, limit = ledger.stepper.params, steps_left(ledger)
     return Found(ledger.optimizer, params, reached, FORCED, limit, vars(plan))
-
-
-def _count(ledger: Ledger, steps: int, missed: Mapping[int, int]) -> None:
-    """The account of steps made alone: each moved the params, since none had a scaler.
-
-    Args:
-        missed: by number of a param, the steps in which it had no gradient.
-    """
-    if not steps:
-        return
-    ledger.keeper.behind = True
-    for plan in ledger.plans.values():
-        plan.clock += steps
-        for index, count in missed.items():
-            plan.offsets[index] += count
-    if ledger.schedules.fused:
-        ledger._since_upload += steps
-        ledger.pending += steps
-        for fused in ledger.schedules.fused:
-            fused.steps += steps
 
 
 def _is_ordinary(ledger: Ledger, plan: Plan) -> bool:

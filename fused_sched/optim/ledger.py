@@ -18,7 +18,6 @@ from torch import Tensor
 
 from fused_sched.tables import layout
 from fused_sched.tables.block import Block
-from fused_sched.tables.local import local
 from fused_sched.tables.program import Assembled
 
 from .explicit import step_scheduler
@@ -48,7 +47,7 @@ class Ledger:
         self.captured = False
         self.loading: Loading | None = None
         self.lean = Lean()
-        self._since_upload = 0
+        self.since_upload = 0
         self._busy = 0
         self.zeroed: set[int] = set()  # groups whose lr was assigned 0 since the last step
         self.stepper = Stepper(self)
@@ -127,18 +126,6 @@ class Ledger:
             self.clock_ahead = False
             self.keeper.behind = True
 
-    def count_lean(self, steps: int) -> None:
-        """The account of steps that the compiled engine made alone."""
-        self.clock_ahead = True
-        self.keeper.behind = True
-        for plan in self.plans.values():
-            plan.table.forget_sent()
-        if self.schedules.fused:
-            self._since_upload += steps
-            self.pending += steps
-            for fused in self.schedules.fused:
-                fused.steps += steps
-
     def drop_lean(self) -> None:
         """Something changed: the next step must look."""
         self.lean.drop_step(self)
@@ -189,7 +176,7 @@ class Ledger:
     def _upload(self, plans: Sequence[Plan]) -> None:
         self.drop_lean()
         self.lean.drop_schedule(self)
-        self._since_upload = 0
+        self.since_upload = 0
         if not plans and not self.schedules.fused:
             return
         record = self.host_record()
@@ -269,87 +256,7 @@ class Ledger:
         """``scheduler.step()`` of one of our schedulers."""
         step_scheduler(self, scheduler, *args, **kwargs)
 
-    # -- steps -----------------------------------------------------------------------------------
-
-    def check_end(self) -> None:
-        """Before a fused step: renew a table that ends, raise where torch's schedule raises."""
-        if not self.schedules.fused or self.captured:
-            return
-        if not self.blocks():
-            self.refresh()
-        program = self.programs[0]
-        grown = program.lanes.shape[2] != len(self.optimizer.param_groups)
-        if grown or (program.ends is not None and self._since_upload >= program.ends):
-            self.refresh()
-            with self.host_only():
-                self.schedules.rehearse()
-            self.upload()
-
-    def steps_left(self) -> int | None:
-        """Steps that can be made before a fused schedule must be looked at; None if it never is."""
-        ends = self.programs[0].ends if self.schedules.fused else None
-        return None if ends is None else max(ends - self._since_upload, 0)
-
-    def is_probe(self) -> bool:
-        """Whether the step is one of those by which torch's checkpoints fill an empty state.
-
-        ``torch.distributed.checkpoint`` assigns lr 0 to every group, and gradients of zeros, and
-        steps once; neither the params nor the schedule may move.
-        """
-        if not self.zeroed or self.keeper.state:
-            return False
-        if self.zeroed != {id(group) for group in self.optimizer.param_groups}:
-            return False
-        return not any(map(_pulls, self.stepper.params))
-
-    def count(
-        self,
-        plans: Sequence[Plan],
-        grads: Sequence[Sequence[int]],
-        moved: bool,
-        scaled: bool,
-        advance: bool,
-    ) -> None:
-        """The account of a step that has been launched.
-
-        Args:
-            grads: addresses of the gradients, by plan and member.
-            moved: whether the params of the eager engine moved.
-            scaled: whether only the device knows if the step was made.
-            advance: whether the fused schedules were to advance.
-        """
-        self.keeper.behind = True
-        self.zeroed.clear()
-        if any(capturing(plan.device) for plan in plans):
-            self.captured = True
-            return
-        if scaled:
-            self.clock_ahead = True
-        else:
-            for plan, addresses in zip(plans, grads, strict=True):
-                plan.count_step(addresses)
-            if self.keeper.shown and not self.clock_ahead:
-                self.keeper.write_steps(plans)  # somebody holds the dict and may read it
-        if self.schedules.fused and advance:
-            rates = bool(self.rates())
-            self._count_advance(moved, unknown=bool(plans) and (scaled or rates))
-            if rates and not plans:
-                self.refresh()  # the user reads the tensor without asking us
-
-    def _count_advance(self, moved: bool, unknown: bool) -> None:
-        """The account of the fused schedules, which only the device knows if ``unknown``."""
-        self._since_upload += 1
-        if unknown:
-            self.values_ahead = True
-            return
-        for fused in self.schedules.fused:
-            fused.steps += moved or fused.on_skip
-        if moved:
-            self.pending += 1
-        else:
-            self.refresh()
-            with self.host_only():
-                self.schedules.advance_on_skip()
+    # -- lr tensors -----------------------------------------------------------------------------------
 
     def rates(self) -> Rates:
         """(group, lr) of the groups whose user keeps lr in a tensor."""
@@ -379,9 +286,3 @@ class Ledger:
             if keeper.behind:
                 keeper.write_steps(self.plans.values())
         return keeper.state
-
-
-def _pulls(param: Tensor) -> bool:
-    """Whether a gradient has other values than 0; of shards nobody knows, for all must agree."""
-    grad = param.grad
-    return grad is not None and local(grad) is grad and bool(grad.any())

@@ -16,6 +16,7 @@ from fused_sched.tables.local import SUPPORTED, local, real
 from fused_sched.tables.params import Member, sparse_error
 from fused_sched.tables.program import NO_TABLE
 
+from .account import check_end, count, is_probe
 from .changes import take_changes
 from .group import Group
 from .plan import RELEASE, Plan, capturing, refuse_capture
@@ -231,7 +232,7 @@ class Stepper:
         ledger.lean.settle(ledger)
         optimizer = ledger.optimizer
         self.adopt()
-        ledger.check_end()
+        check_end(ledger)
         eager, engines = self._by_engine()
         self._retire(engines)
         scale = getattr(optimizer, "grad_scale", None)
@@ -241,7 +242,7 @@ class Stepper:
         for plan in plans:
             plan.load()
         self._check_layout(eager)
-        advance = not ledger.is_probe()
+        advance = not is_probe(ledger)
         moved = True
         if eager is None or eager:
             ledger.refresh()
@@ -260,7 +261,7 @@ class Stepper:
         if advance and ledger.schedules.fused:
             ledger.write_rates()
         scaled = found_inf is not None and bool(plans)
-        ledger.count(plans, grads, moved, scaled, advance)
+        count(ledger, plans, grads, moved, scaled, advance)
         if not advance:
             ledger.upload()  # without the schedule the launch left one half of the record behind
         elif not eager and eager is not None:
