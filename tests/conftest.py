@@ -46,7 +46,7 @@ def launch_engine(request):
 
 @pytest.fixture
 def whole_steps(monkeypatch):
-    """No lean steps, as on every device but the CPU."""
+    """No lean steps, as on the engines that have none."""
     monkeypatch.setattr(lean.Lean, "keep_step", lambda *_: None)
     monkeypatch.setattr(lean.Lean, "keep_schedule", lambda *_: None)
 

@@ -256,7 +256,7 @@ class Ledger:
         """``scheduler.step()`` of one of our schedulers."""
         step_scheduler(self, scheduler, *args, **kwargs)
 
-    # -- lr tensors -----------------------------------------------------------------------------------
+    # -- lr tensors -------------------------------------------------------------------------------
 
     def rates(self) -> Rates:
         """(group, lr) of the groups whose user keeps lr in a tensor."""
