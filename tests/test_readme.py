@@ -35,6 +35,16 @@ def test_code_runs(code, monkeypatch):
     exec(compiled, {})
 
 
+@pytest.mark.parametrize(
+    ("code", "printed"),
+    re.findall(r"^```python\n([^`]*)```\n\n```text\n([^`]*)```", TEXT, re.MULTILINE),
+)
+def test_code_prints_what_it_says(code, printed, monkeypatch, capsys):
+    monkeypatch.delenv("FUSED_SCHED_ENGINE", raising=False)
+    exec(code, {})
+    assert capsys.readouterr().out == printed
+
+
 def train(lines: list[str]) -> tuple[torch.Tensor, float]:
     """(the params, lr) after the loop of the swap's section."""
     torch.manual_seed(0)
