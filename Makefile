@@ -6,6 +6,7 @@ TRITON := triton==3.7.1
 FRAMES := lightning accelerate transformers
 TOOLS  := pytest pytest-xdist hypothesis numpy matplotlib scikit-learn tqdm \
           "ruff~=0.17.0" "mypy~=2.4" "setuptools>=64" wheel ninja
+DOCS   := "mkdocs-material~=9.7" "mkdocstrings[python]~=1.0"
 
 PY  := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet
@@ -13,7 +14,7 @@ PIP := $(PY) -m pip --disable-pip-version-check install --quiet
 has_torch = $(1) -c 'import torch; \
 	raise SystemExit(tuple(map(int, torch.__version__.split(".")[:2])) < (2, 11))' >/dev/null 2>&1
 
-.PHONY: demo test conformance lint bench gpu static sanitize clean
+.PHONY: demo test conformance lint bench bench-full docs gpu static sanitize clean
 
 demo: .venv/.ready
 	$(PY) examples/train_digits.py
@@ -31,15 +32,31 @@ lint: .venv/.ready
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
+# Under 5 minutes on two idle cores; bench-full measures every task and model, for hours.
 bench: .venv/.ready
 	$(PY) -m benchmarks.step --quick
 	$(PY) -m benchmarks.step --quick --dtype bfloat16
 	$(PY) -m benchmarks.step --quick --optimizer SGD
+	$(PY) -m benchmarks.graph --quick
+	$(PY) -m benchmarks.schedule --quick
+	$(PY) -m benchmarks.host --quick
+	$(PY) -m benchmarks.scaling --quick
 	$(PY) -m benchmarks.report
 
-# What a compiled kernel must hold to; needs Triton, no GPU.
+bench-full: .venv/.ready
+	for optimizer in AdamW Adam SGD; do for dtype in float32 bfloat16 mixed; do \
+		$(PY) -m benchmarks.step --optimizer $$optimizer --dtype $$dtype || exit 1; \
+	done; done
+	$(PY) -m benchmarks.graph
+	$(PY) -m benchmarks.schedule
+	$(PY) -m benchmarks.host
+	$(PY) -m benchmarks.scaling
+	$(PY) -m benchmarks.report
+
+# The report on the compiled kernels, and its limits; needs Triton, no GPU.
 static: .venv/.ready
 	$(PY) -m benchmarks.static
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q tests/test_static.py
 
 # The CPU engine under AddressSanitizer and UndefinedBehaviorSanitizer; about 5 minutes.
 sanitize: .venv/.ready
@@ -49,8 +66,13 @@ sanitize: .venv/.ready
 gpu:
 	bash tests/gpu/run.sh
 
+# Strict: a link that leads nowhere, or an included file that is gone, is an error.
+docs: .venv/.ready
+	$(PIP) $(DOCS)
+	$(PY) -m mkdocs build --strict
+
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A torch the machine has is used; else the pinned one is installed, and Triton beside it where it

@@ -8,13 +8,12 @@ import ctypes
 import functools
 import subprocess
 import tempfile
-from math import prod
 from pathlib import Path
 
 import torch
 
 from benchmarks.measure import Runner
-from benchmarks.providers import Workload
+from benchmarks.workload import Workload
 from fused_sched.engines import native_build, native_library
 
 SOURCE = """
@@ -72,8 +71,7 @@ def sweep_body() -> int:
 
 def limit_runner(workload: Workload) -> Runner:
     """The loop over arrays as large as the workload's."""
-    elements = sum(prod(shape) for shape in workload.model.shapes)
-    words = -(-elements * workload.task.dtype.itemsize // 8)
+    words = -(-workload.task.param_bytes(workload.model) // 8)
     states = workload.task.state_tensors
     arrays = [torch.ones(words, dtype=torch.int64) for _ in range(2 + states)]
     pointers = (ctypes.c_void_p * len(arrays))(*(array.data_ptr() for array in arrays))

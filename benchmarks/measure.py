@@ -1,24 +1,20 @@
 """Timing by turns: every runner once per round, so that drift hits all of them alike."""
 
-import datetime
 import gc
-import os
-import platform
 import random
 import statistics
-import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch.autograd import DeviceType
 
-import fused_sched
-from benchmarks.report import RESULTS, ROOT
+Key = TypeVar("Key", bound=Hashable)
+Clock = Callable[[Callable[[], object], int, torch.device], float]
+"""(step, number of calls, device) -> seconds per call"""
 
 COPY_BYTES = 256 * 2**20  # beyond the last-level cache of any machine we know
 
@@ -61,18 +57,23 @@ class Spread:
         low, _, _, high = statistics.quantiles(samples, n=5, method="inclusive")
         return cls(statistics.median(samples), low, high)
 
+    def fields(self, name: str, digits: int) -> dict[str, Any]:
+        """As a row of results has them: `name`, `name`_low and `name`_high, rounded."""
+        return {
+            name: round(self.median, digits),
+            f"{name}_low": round(self.low, digits),
+            f"{name}_high": round(self.high, digits),
+        }
 
-def time_steps(step: Callable[[], object], steps: int, device: torch.device) -> float:
+
+def device_seconds(step: Callable[[], object], steps: int, device: torch.device) -> float:
     """Seconds per call of `step`, over `steps` calls.
 
     On CUDA between two events: the GPU's own clock, with the gaps in which it waits for the host.
     The device is idle when the first event is recorded, so that gap counts as well.
     """
     if device.type != "cuda":
-        start_time = time.perf_counter()
-        for _ in range(steps):
-            step()
-        return (time.perf_counter() - start_time) / steps
+        return host_seconds(step, steps, device)
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize(device)
     start.record()
@@ -83,36 +84,72 @@ def time_steps(step: Callable[[], object], steps: int, device: torch.device) -> 
     return start.elapsed_time(end) / 1e3 / steps
 
 
+def host_seconds(step: Callable[[], object], steps: int, device: torch.device) -> float:
+    """Seconds per call of `step` on the host, which does not wait for the work of a GPU.
+
+    It does wait once about a thousand launches are under way: keep to fewer in a batch.
+    """
+    synchronize(device)
+    start = time.perf_counter()
+    for _ in range(steps):
+        step()
+    return (time.perf_counter() - start) / steps
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for what a GPU has to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def interleave(
-    runners: Mapping[str, Runner], device: torch.device, effort: Effort
-) -> dict[str, list[float]]:
+    runners: Mapping[Key, Runner],
+    device: torch.device,
+    effort: Effort,
+    clock: Clock = device_seconds,
+) -> dict[Key, list[float]]:
     """Seconds per call of each runner, one sample per round; sample i of all belong together.
 
     The order changes from round to round. Each batch starts with one call that is not timed, which
-    brings the runner's own data back into the caches.
+    brings the runner's own data back into the caches; not so a step that fills a batch alone,
+    since what it needs at its start it has itself driven out by its end.
     """
-    steps = {name: batch_size(runner, device, effort) for name, runner in runners.items()}
-    samples: dict[str, list[float]] = {name: [] for name in runners}
+    steps = {key: batch_size(runner, device, effort, clock) for key, runner in runners.items()}
+    samples: dict[Key, list[float]] = {key: [] for key in runners}
     order, shuffler = list(runners), random.Random(0)
     with no_garbage_collection():
         for _ in range(effort.rounds):
             shuffler.shuffle(order)
-            for name in order:
-                samples[name].append(time_batch(runners[name], steps[name], device))
+            for key in order:
+                warm = steps[key] > 1
+                samples[key].append(time_batch(runners[key], steps[key], device, clock, warm))
     return samples
 
 
-def time_batch(runner: Runner, steps: int, device: torch.device) -> float:
-    """Seconds per call of `runner.step`, after one call that is not timed."""
+def time_batch(runner: Runner, steps: int, device: torch.device, clock: Clock, warm: bool) -> float:
+    """Seconds per call of `runner.step`; if `warm`, after one call that is not timed."""
     with runner.context():
-        runner.step()
-        return time_steps(runner.step, steps, device)
+        if warm:
+            runner.step()
+        return clock(runner.step, steps, device)
 
 
-def batch_size(runner: Runner, device: torch.device, effort: Effort) -> int:
+def batch_size(runner: Runner, device: torch.device, effort: Effort, clock: Clock) -> int:
     """How many calls take about `effort.batch_seconds`."""
-    seconds = time_batch(runner, 1, device)
+    seconds = time_batch(runner, 1, device, clock, warm=True)
     return max(1, min(effort.max_steps, round(effort.batch_seconds / seconds)))
+
+
+def ratios(seconds: Sequence[float], baseline: Sequence[float]) -> list[float]:
+    """Round by round."""
+    return [mine / theirs for mine, theirs in zip(seconds, baseline, strict=True)]
+
+
+def release(device: torch.device) -> None:
+    """Give a finished model's memory back: schedulers and optimizers are reference cycles."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 @contextmanager
@@ -158,90 +195,3 @@ def count_launches(runner: Runner, device: torch.device) -> int | None:
         event.device_type == DeviceType.CUDA and not event.is_user_annotation
         for event in profile.events() or ()
     )
-
-
-@dataclass(frozen=True)
-class Record:
-    """Where and with what a result was measured.
-
-    `load_average` is the machine's over the minute before: near zero, or others took part.
-    """
-
-    device: str
-    threads: int
-    python: str
-    torch: str
-    triton: str | None
-    fused_sched: str
-    commit: str | None
-    load_average: float
-    date: str
-
-
-def record_here(device: torch.device) -> Record:
-    """This machine, now."""
-    return Record(
-        device=device_name(device),
-        threads=torch.get_num_threads(),
-        python=platform.python_version(),
-        torch=torch.__version__,
-        triton=installed_version("triton"),
-        fused_sched=fused_sched.__version__,
-        commit=commit(),
-        load_average=round(os.getloadavg()[0], 2),
-        date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-    )
-
-
-def device_name(device: torch.device) -> str:
-    """For example `NVIDIA H200` or `AMD EPYC, 2 cores`."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{cpu_model()}, {os.cpu_count()} cores"
-
-
-def cpu_model() -> str:
-    """The CPU's name where Linux tells it, else its architecture."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that can still be allocated, or None where nobody tells."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    meminfo = Path("/proc/meminfo")
-    lines = meminfo.read_text().splitlines() if meminfo.exists() else []
-    kibibytes = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    return kibibytes[0] * 1024 if kibibytes else None
-
-
-def installed_version(package: str) -> str | None:
-    """The version of an installed package, or None."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def commit() -> str | None:
-    """The measured commit, `-dirty` where files differ from it; None outside a git checkout.
-
-    Results do not count as files: those of one measurement would spoil the next one's record.
-    """
-    try:
-        name = git("rev-parse", "--short", "HEAD")
-        others = [".", f":!{RESULTS.relative_to(ROOT)}"]
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", *others)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return name + "-dirty" * bool(changed)
-
-
-def git(*arguments: str) -> str:
-    """What a git command prints, run in the repository's root."""
-    command = ["git", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    return done.stdout.strip()

@@ -1,14 +1,26 @@
-"""The parameter shapes that are measured, computed from the architectures' arithmetic.
+"""The models that are measured: named lists of parameter shapes, in groups.
 
 Only shapes: no forward pass, no weights, no torchvision or transformers. Counts are checked in
 tests/test_benchmarks.py.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import pairwise
 from math import prod
 
-Shape = tuple[int, ...]
+from benchmarks.shapes import (
+    Shape,
+    gpt2_shapes,
+    linear,
+    llama3_8b_shapes,
+    mlp_shapes,
+    norm,
+    resnet50_shapes,
+    split_by_rank,
+    vit_b_shapes,
+    vit_block,
+    vit_embedding,
+)
 
 
 @dataclass(frozen=True)
@@ -46,74 +58,6 @@ class Model:
         )
 
 
-def linear(inputs: int, outputs: int) -> tuple[Shape, ...]:
-    """Weight and bias of a dense layer, in torch's layout."""
-    return (outputs, inputs), (outputs,)
-
-
-def norm(width: int) -> tuple[Shape, ...]:
-    """Weight and bias of a batch or layer norm."""
-    return (width,), (width,)
-
-
-def transposed_linear(inputs: int, outputs: int) -> tuple[Shape, ...]:
-    """Weight and bias of a dense layer as GPT-2 stores them."""
-    return (inputs, outputs), (outputs,)
-
-
-def conv_norm(inputs: int, outputs: int, size: int) -> tuple[Shape, ...]:
-    """A square convolution without bias, and its batch norm."""
-    return (outputs, inputs, size, size), *norm(outputs)
-
-
-def mlp_shapes(widths: tuple[int, ...]) -> tuple[Shape, ...]:
-    """Dense layers between neighbouring widths."""
-    return tuple(shape for pair in pairwise(widths) for shape in linear(*pair))
-
-
-def resnet50_shapes() -> tuple[Shape, ...]:
-    """ResNet-50 for ImageNet: 161 tensors, 25,557,032 parameters.
-
-    He et al., "Deep Residual Learning for Image Recognition" (2015), table 1.
-    """
-    shapes = list(conv_norm(3, 64, 7))
-    inputs = 64
-    for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
-        for block in range(blocks):
-            shapes += bottleneck(inputs, width, projected=block == 0)
-            inputs = 4 * width
-    return (*shapes, *linear(2048, 1000))
-
-
-def bottleneck(inputs: int, width: int, projected: bool) -> tuple[Shape, ...]:
-    """1 x 1, 3 x 3 and 1 x 1 convolutions; a stage's first block projects its shortcut."""
-    outputs = 4 * width
-    shortcut = conv_norm(inputs, outputs, 1) if projected else ()
-    return (
-        *conv_norm(inputs, width, 1),
-        *conv_norm(width, width, 3),
-        *conv_norm(width, outputs, 1),
-        *shortcut,
-    )
-
-
-def gpt2_shapes() -> tuple[Shape, ...]:
-    """GPT-2 124M: 148 tensors, 124,439,808 parameters; the output layer is the embedding, tied.
-
-    Radford et al., "Language Models are Unsupervised Multitask Learners" (2019).
-    """
-    width, layers = 768, 12
-    block = (
-        *norm(width),
-        *transposed_linear(width, 3 * width),
-        *transposed_linear(width, width),
-        *norm(width),
-        *transposed_linear(width, 4 * width),
-        *transposed_linear(4 * width, width),
-    )
-    return ((50257, width), (1024, width), *(block * layers), *norm(width))
-
-
 def vit_groups() -> tuple[Group, ...]:
     """ViT-Ti/16 under layer-wise lr decay: 28 groups, 152 tensors, 5,717,416 parameters.
 
@@ -121,18 +65,10 @@ def vit_groups() -> tuple[Group, ...]:
     2021): embedding, 12 blocks and head, each split into weights (decayed) and the rest.
     """
     width = 192
-    token, position, patch = (1, 1, width), (1, 197, width), (width, 3, 16, 16)
-    block = (
-        *norm(width),
-        *linear(width, 3 * width),
-        *linear(width, width),
-        *norm(width),
-        *linear(width, 4 * width),
-        *linear(4 * width, width),
-    )
+    token, position, patch, bias = vit_embedding(width)
     layers = [
-        ((patch,), (token, position, (width,))),
-        *[split_by_rank(block)] * 12,
+        ((patch,), (token, position, bias)),
+        *[split_by_rank(vit_block(width))] * 12,
         split_by_rank((*norm(width), *linear(width, 1000))),
     ]
     groups = []
@@ -142,11 +78,9 @@ def vit_groups() -> tuple[Group, ...]:
     return tuple(groups)
 
 
-def split_by_rank(shapes: tuple[Shape, ...]) -> tuple[tuple[Shape, ...], tuple[Shape, ...]]:
-    """Matrices, then vectors."""
-    matrices = tuple(shape for shape in shapes if len(shape) > 1)
-    vectors = tuple(shape for shape in shapes if len(shape) == 1)
-    return matrices, vectors
+def groups_of_one(shapes: Iterable[Shape]) -> tuple[Group, ...]:
+    """A group for each tensor; vectors are not decayed."""
+    return tuple(Group((shape,), weight_decay=0.01 * (len(shape) > 1)) for shape in shapes)
 
 
 def one_group(name: str, shapes: tuple[Shape, ...]) -> Model:
@@ -164,5 +98,14 @@ MODELS = {
         one_group("gpt2", gpt2_shapes()),
         one_group("64M", ((64 * 2**20,),)),
         Model("28groups", vit_groups()),
+        one_group("10000x64", ((64,),) * 10_000),
+        # RF-DETR gives each tensor a group of its own and comes to 465 (rf-detr#1409); the shapes
+        # here are a stand-in: matrices as wide as its decoder, each with its bias.
+        Model("465groups", groups_of_one((linear(256, 256) * 233)[:465])),
+        one_group("vit-b", vit_b_shapes()),
+        one_group("gpt2-xl", gpt2_shapes(width=1600, layers=48)),
+        one_group("llama-3-8b", llama3_8b_shapes()),
     )
 }
+
+QUICK_MODELS = ("10x64", "1000x1000", "mlp", "resnet50", "gpt2", "64M", "28groups")

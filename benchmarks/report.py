@@ -1,219 +1,95 @@
-"""Results as files and as tables, and the README's copy of them.
+"""Results as tables and plots, and the README's copy of them.
 
     python -m benchmarks.report [--check] [RESULT.json ...]
 
-writes the results (by default those the README already names, else all in benchmarks/results) into
-README.md between its markers; `--check` only compares.
+draws each result's markdown table and PNG again from its CSV and JSON, and writes all of them (or
+those named) into README.md between its markers. `--check` only compares the README with the
+results that it names.
 """
 
 import argparse
-import csv
-import json
+import importlib.util
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
+from benchmarks.result import RESULTS, ROOT, Result, suffixed
+from benchmarks.tables import graph, host, scaling, schedule, step
+from benchmarks.tables.plots import finish
+
 README = ROOT / "README.md"
 START, END = "<!-- bench:start -->", "<!-- bench:end -->"
 SOURCE = re.compile(r"<!-- bench:source (\S+) -->")
 
+QUESTIONS: dict[str, ModuleType] = {
+    "step": step,
+    "graph": graph,
+    "schedule": schedule,
+    "host": host,
+    "scaling": scaling,
+}
+"""By the first word of a result's file name, in the README's order."""
 
-@dataclass(frozen=True)
-class Row:
-    """One provider on one model.
-
-    Times are microseconds per step; `_low` and `_high` are the 20th and 80th percentile over the
-    rounds. `to_default` and `to_fused` are this provider's time over torch default's and torch
-    fused's in the same round, `to_limit` over that of a loop over the same bytes (on a CPU).
-    `bytes` are those that a step has to move.
-    """
-
-    model: str
-    provider: str
-    us: float
-    us_low: float
-    us_high: float
-    to_default: float
-    to_default_low: float
-    to_default_high: float
-    to_fused: float
-    to_fused_low: float
-    to_fused_high: float
-    bytes: int
-    gb_per_s: float
-    to_limit: float | None
-    copy_gb_per_s: float
-    launches: int | None
+README_TASKS = ("adamw-float32", "adamw-bfloat16", "sgd-float32")
+"""Of the step's results; the others are in their files alone."""
 
 
-@dataclass(frozen=True)
-class Result:
-    """The rows of one run, and where and with what it ran."""
-
-    record: dict[str, Any]
-    models: dict[str, str]
-    left_out: dict[str, str]
-    rows: list[Row]
-
-    def save(self, stem: Path) -> None:
-        """Write `stem`.csv (the rows), .json (the rest) and .md (a table of both)."""
-        stem.parent.mkdir(parents=True, exist_ok=True)
-        with stem.with_name(stem.name + ".csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, [field.name for field in fields(Row)])
-            writer.writeheader()
-            writer.writerows(asdict(row) for row in self.rows)
-        rest = {"record": self.record, "models": self.models, "left_out": self.left_out}
-        stem.with_name(stem.name + ".json").write_text(json.dumps(rest, indent=2) + "\n")
-        stem.with_name(stem.name + ".md").write_text(full_report(self))
-
-    @classmethod
-    def load(cls, path: Path) -> "Result":
-        """Read what `save` wrote; `path` is the .json."""
-        with path.with_suffix(".csv").open(newline="") as file:
-            rows = [parse_row(cells) for cells in csv.DictReader(file)]
-        return cls(**json.loads(path.read_text()), rows=rows)
-
-    def at(self, model: str, provider: str) -> Row | None:
-        """The row of a provider on a model, if it was measured."""
-        found = (row for row in self.rows if (row.model, row.provider) == (model, provider))
-        return next(found, None)
+def question_of(path: Path) -> ModuleType:
+    """The tables of a result, by its file's name."""
+    return QUESTIONS[path.name.partition("-")[0]]
 
 
-def parse_row(cells: dict[str, str]) -> Row:
-    """A Row from the strings of a CSV line."""
-    names = {"model", "provider"}
-    counts = {"bytes", "launches"}
-    values: dict[str, Any] = {
-        key: cell if key in names else int(cell) if key in counts and cell else float(cell or "nan")
-        for key, cell in cells.items()
-    }
-    for key in ("launches", "to_limit"):
-        values[key] = values[key] if cells[key] else None
-    return Row(**values)
+def load(path: Path) -> Result:
+    """A result from its JSON file."""
+    return Result.load(path, question_of(path).Row)
 
 
-# ---------------------------------------------------------------------------- tables
+def write(result: Result, stem: Path) -> str:
+    """Write a result's files; returns its full table."""
+    result.save(stem)
+    return render(result, stem)
 
 
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) -> str:
-    """A table whose first `texts` columns are text and whose others are numbers."""
-    lines = [header, ["---"] * texts + ["---:"] * (len(header) - texts), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+def render(result: Result, stem: Path) -> str:
+    """Write the .md and, where matplotlib is installed, the .png; returns the former."""
+    text = str(question_of(stem).full(result))
+    suffixed(stem, ".md").write_text(text)
+    if importlib.util.find_spec("matplotlib"):
+        draw(result, stem)
+    return text
 
 
-def format_time(us: float) -> str:
-    """Three digits: 12.3 us, 1.23 ms, 1.23 s."""
-    for unit, size in (("us", 1.0), ("ms", 1e3), ("s", 1e6)):
-        if us < 999.5 * size or unit == "s":
-            break
-    digits = f"{us / size:#.3g}".rstrip(".")
-    return f"{digits} {unit}"
+def draw(result: Result, stem: Path) -> None:
+    """Write the .png."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    question_of(stem).draw(result, figure)
+    finish(figure)
+    # Without its version, the same result drawn again gives the same bytes.
+    figure.savefig(suffixed(stem, ".png"), dpi=120, metadata={"Software": None})
 
 
-def caption(result: Result) -> str:
-    """Where and with what the result was measured, in one line."""
-    record = result.record
-    triton = f", triton {record['triton']}" if record["triton"] else ""
-    return (
-        f"{record['device']}; torch {record['torch']}{triton}, Python {record['python']}, "
-        f"{record['threads']} CPU threads, load average {record['load_average']}; "
-        f"commit {record['commit']}, {record['date']}."
-    )
+# -- the README ----------------------------------------------------------------------------------
 
 
-def task(result: Result) -> str:
-    """What was trained, for example `AdamW and CosineAnnealingLR, float32`."""
-    return f"{result.record['optimizer']} and CosineAnnealingLR, {result.record['dtype']}"
+def readme_block(paths: Iterable[Path]) -> str:
+    """The text between the markers: a note for each question, then its results."""
+    paths = list(paths)
+    sections = []
+    for question in QUESTIONS.values():
+        mine = [section(path, load(path)) for path in paths if question_of(path) is question]
+        sections += [f"{question.NOTE}\n", *mine] if mine else []
+    return "\n".join([START, *sections, "All numbers: `benchmarks/results/`.\n"]) + END
 
 
-def full_report(result: Result) -> str:
-    """Every number of a run."""
-    header = (
-        *("model", "provider", "time", "20 % ... 80 %"),
-        *("to torch default", "to torch fused", "20 % ... 80 %", "to limit"),
-        *("GB/s", "copy GB/s", "launches"),
-    )
-    table = markdown_table(header, (full_cells(row) for row in result.rows), texts=2)
-    models = "".join(f"* {name}: {text}\n" for name, text in result.models.items())
-    absent = "".join(f"* not measured: {name}: {why}\n" for name, why in result.left_out.items())
-    return (
-        f"# opt.step(); sched.step()\n\n{caption(result)}\n\n"
-        f"{task(result)}. Times are medians over interleaved rounds, ratios are medians of the "
-        "ratios within a round. To limit: over the time of a loop on the same threads that moves "
-        "the same bytes and computes next to nothing. GB/s counts the bytes a step has to move; "
-        "copy GB/s is this machine's own rate, measured in the same rounds (on a CPU a step may "
-        "exceed it: a copy also reads what it overwrites, uncounted).\n\n"
-        f"{models}{absent}\n{table}"
-    )
-
-
-def full_cells(row: Row) -> tuple[str, ...]:
-    """A line of the full table."""
-    return (
-        row.model,
-        row.provider,
-        format_time(row.us),
-        f"{format_time(row.us_low)} ... {format_time(row.us_high)}",
-        f"{row.to_default:.2f}",
-        f"{row.to_fused:.2f}",
-        f"{row.to_fused_low:.2f} ... {row.to_fused_high:.2f}",
-        "" if row.to_limit is None else f"{row.to_limit:.2f}",
-        f"{row.gb_per_s:.1f}",
-        f"{row.copy_gb_per_s:.1f}",
-        "" if row.launches is None else str(row.launches),
-    )
-
-
-def compact_table(result: Result) -> str:
-    """Providers down, models across; in each cell the time and its ratio to torch fused."""
-    providers = list(dict.fromkeys(row.provider for row in result.rows))
-    lines = [
-        [provider, *(compact_cell(result.at(model, provider)) for model in result.models)]
-        for provider in providers
-    ]
-    copies = [compact_copy(result, model) for model in result.models]
-    return markdown_table(["", *result.models], [*lines, ["*copy rate*", *copies]])
-
-
-def compact_cell(row: Row | None) -> str:
-    """For example `1.23 ms (0.41) 612 GB/s`; bandwidth only where memory is what limits."""
-    if row is None:
-        return ""
-    cell = f"{format_time(row.us)} ({row.to_fused:.2f})"
-    return f"{cell} {row.gb_per_s:.0f} GB/s" if limited_by_memory(row) else cell
-
-
-def compact_copy(result: Result, model: str) -> str:
-    """The machine's copy rate beside the bandwidths."""
-    row = next((row for row in result.rows if row.model == model), None)
-    return f"{row.copy_gb_per_s:.0f} GB/s" if row and limited_by_memory(row) else ""
-
-
-def limited_by_memory(row: Row) -> bool:
-    """Whether a step moves more than caches hold (the bound is the copy's size, 256 MiB)."""
-    return row.bytes > 256 * 2**20
-
-
-# ---------------------------------------------------------------------------- the README
-
-
-def readme_block(results: dict[str, Result]) -> str:
-    """The text between the markers; `results` by the name of their JSON file."""
-    sections = [
-        f"<!-- bench:source {name} -->\n**{task(result)}.** {caption(result)}\n\n"
-        f"{compact_table(result)}"
-        for name, result in results.items()
-    ]
-    note = (
-        "Time of `opt.step(); sched.step()`, its ratio to torch fused in the same round, and where "
-        "memory limits the GB/s of counted bytes. All numbers: `benchmarks/results/`.\n"
-    )
-    return "\n".join([START, note, *sections]) + END
+def section(path: Path, result: Result) -> str:
+    """One result's part of the README, with its plot."""
+    plot = path.with_suffix(".png")
+    link = f"[Plot]({plot.relative_to(ROOT)}).\n" if plot.is_relative_to(ROOT) else ""
+    return f"<!-- bench:source {path.name} -->\n{question_of(path).summary(result)}{link}"
 
 
 def replace_block(readme: str, block: str) -> str:
@@ -225,34 +101,51 @@ def replace_block(readme: str, block: str) -> str:
     return before + block + after
 
 
-def result_paths(readme: str, results: Path) -> list[Path]:
-    """The result files that the README names, else all there are."""
-    named = [results / name for name in SOURCE.findall(readme)]
-    return named or sorted(results.glob("step-*.json"))
+def named_paths(readme: str, results: Path) -> list[Path]:
+    """The result files that the README names."""
+    return [results / name for name in SOURCE.findall(readme)]
+
+
+def shown_paths(results: Path) -> list[Path]:
+    """The results that belong in the README: of each, the whole run rather than the quick one."""
+    found = [path for name in QUESTIONS for path in sorted(results.glob(f"{name}-*.json"))]
+    whole = {path.stem for path in found}
+    return [
+        path
+        for path in found
+        if path.stem.removesuffix("-quick") not in whole - {path.stem} and in_readme(path)
+    ]
+
+
+def in_readme(path: Path) -> bool:
+    """Whether a result is of a task that the README shows."""
+    name = path.stem.removesuffix("-quick")
+    return not name.startswith("step-") or name.endswith(README_TASKS)
 
 
 def updated_readme(readme: str, paths: Sequence[Path]) -> str:
     """The README as it should read, given these result files."""
-    return replace_block(readme, readme_block({path.name: Result.load(path) for path in paths}))
+    return replace_block(readme, readme_block(paths))
 
 
 def readme_agrees(readme: Path = README, results: Path = RESULTS) -> bool:
     """Whether the README's numbers are those of the result files it names."""
     text = readme.read_text()
-    return updated_readme(text, result_paths(text, results)) == text
+    return updated_readme(text, named_paths(text, results)) == text
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write the README's table, or check it (1 if it is stale)."""
+    """Write tables, plots and the README's block, or check it (1 if it is stale)."""
     parser = argparse.ArgumentParser(description="Put benchmark results into the README.")
-    parser.add_argument("results", nargs="*", type=Path, help="JSON files of benchmarks.step")
+    parser.add_argument("results", nargs="*", type=Path, help="JSON files of the benchmarks")
     parser.add_argument("--check", action="store_true", help="compare only")
     options = parser.parse_args(arguments)
-    text = README.read_text()
-    wanted = updated_readme(text, options.results or result_paths(text, RESULTS))
     if options.check:
-        return int(wanted != text)
-    README.write_text(wanted)
+        return int(not readme_agrees())
+    paths = [path.resolve() for path in options.results] or shown_paths(RESULTS)
+    for path in paths:
+        render(load(path), path.with_suffix(""))
+    README.write_text(updated_readme(README.read_text(), paths))
     return 0
 
 

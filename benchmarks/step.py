@@ -1,24 +1,23 @@
-"""How long does `opt.step(); sched.step()` take, beside torch's ways to do the same?
+"""How long does `opt.step(); sched.step()` take, beside others' ways to do the same?
 
     python -m benchmarks.step [--quick] [--optimizer NAME] [--dtype NAME] [--out DIR]
         [--models NAME ...] [--providers NAME ...]
 
 Writes a CSV, a JSON (machine, versions, commit), a markdown table and a PNG, named after the
-device; with `--quick` few rounds, and names that say so.
+device; with `--quick` few rounds and the smaller models, and names that say so.
 """
 
 import argparse
-import gc
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
-from matplotlib import colormaps
-from matplotlib.figure import Figure
 
+from benchmarks.all_providers import DEFAULT, FUSED, chosen_providers, left_out
+from benchmarks.command import new_parser, stem_of
 from benchmarks.limit import limit_runner
 from benchmarks.measure import (
     Effort,
@@ -27,25 +26,21 @@ from benchmarks.measure import (
     copy_rate,
     copy_runner,
     count_launches,
-    device_name,
-    free_memory,
     interleave,
-    record_here,
+    ratios,
+    release,
 )
-from benchmarks.models import MODELS, Model
-from benchmarks.providers import (
-    Provider,
-    Task,
-    Workload,
-    all_providers,
-    bytes_needed,
-    left_out,
-)
-from benchmarks.report import RESULTS, Result, Row, full_report
+from benchmarks.models import MODELS, QUICK_MODELS, Model
+from benchmarks.providers import Provider
+from benchmarks.record import free_memory, record_here
+from benchmarks.report import write
+from benchmarks.result import Result
+from benchmarks.tables.step import Row
+from benchmarks.workload import DTYPES, Task, Workload
 
 FULL = Effort(rounds=25, batch_seconds=0.02)
 QUICK = Effort(rounds=5, batch_seconds=0.01)
-DEFAULT, FUSED, COPY, LIMIT = "torch default", "torch fused", "copy", "memory limit"
+COPY, LIMIT = "copy", "memory limit"
 
 
 def measure_model(
@@ -74,48 +69,71 @@ def make_row(
 ) -> Row:
     """Summarise one provider's samples; sample i of all providers is of round i."""
     time = Spread.of([seconds * 1e6 for seconds in samples[name]])
-    to_default = Spread.of(ratios(samples[name], samples[DEFAULT]))
-    to_fused = Spread.of(ratios(samples[name], samples[FUSED]))
-    to_limit = Spread.of(ratios(samples[name], samples[LIMIT])) if LIMIT in samples else None
-    moved = task.bytes_per_param * model.num_params
+    moved = task.bytes_moved(model)
+    to_limit = Spread.of(ratios(samples[name], samples[LIMIT])).median if LIMIT in samples else None
     return Row(
         model=model.name,
         provider=name,
-        us=round(time.median, 2),
-        us_low=round(time.low, 2),
-        us_high=round(time.high, 2),
-        to_default=round(to_default.median, 4),
-        to_default_low=round(to_default.low, 4),
-        to_default_high=round(to_default.high, 4),
-        to_fused=round(to_fused.median, 4),
-        to_fused_low=round(to_fused.low, 4),
-        to_fused_high=round(to_fused.high, 4),
+        **time.fields("us", 2),
+        **ratio_fields("to_default", samples[name], samples.get(DEFAULT)),
+        **ratio_fields("to_fused", samples[name], samples[FUSED]),
         bytes=moved,
         gb_per_s=round(moved / time.median / 1e3, 3),
-        to_limit=None if to_limit is None else round(to_limit.median, 4),
+        to_limit=None if to_limit is None else round(to_limit, 4),
         copy_gb_per_s=round(copy_rate(Spread.of(samples[COPY]).median), 3),
         launches=launches,
     )
 
 
-def ratios(seconds: Sequence[float], baseline: Sequence[float]) -> list[float]:
-    """Round by round."""
-    return [ours / theirs for ours, theirs in zip(seconds, baseline, strict=True)]
+def ratio_fields(
+    name: str, seconds: Sequence[float], baseline: Sequence[float] | None
+) -> dict[str, Any]:
+    """The ratio's three fields of a row; None without a baseline."""
+    if baseline is None:
+        return dict.fromkeys((name, f"{name}_low", f"{name}_high"))
+    return Spread.of(ratios(seconds, baseline)).fields(name, 4)
 
 
-def release(device: torch.device) -> None:
-    """Give a finished model's memory back: schedulers and optimizers are reference cycles."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+# -- what fits into memory -----------------------------------------------------------------------
 
 
-def too_big(model: Model, task: Task, providers: int, device: torch.device) -> str | None:
-    """Why the model does not fit in memory, if so."""
-    needed, free = bytes_needed(model, task, providers), free_memory(device)
-    if free is None or needed < free:
+def how_many_fit(model: Model, task: Task, device: torch.device) -> int | None:
+    """Optimizers whose states fit into memory at once, or None where nobody tells how much is free.
+
+    Beside them there are params, gradients and two temporaries of a foreach step, and on a CPU the
+    arrays of the loop that measures the limit. A tenth is left alone.
+    """
+    free = free_memory(device)
+    if free is None:
         return None
-    return f"needs {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free"
+    arrays = 4 + (2 + task.state_tensors) * (device.type == "cpu")
+    unit = task.param_bytes(model)
+    return int((0.9 * free - arrays * unit) / (task.state_tensors * unit))
+
+
+def batches(providers: Sequence[Provider], at_once: int | None) -> list[list[Provider]]:
+    """Providers that are measured together; each batch has torch fused, which all compare to."""
+    if at_once is None or len(providers) <= at_once:
+        return [list(providers)]
+    others = [provider for provider in providers if provider.name != FUSED]
+    fused = [provider for provider in providers if provider.name == FUSED]
+    size = at_once - 1
+    return [[*fused, *others[i : i + size]] for i in range(0, len(others), size)]
+
+
+def measure_batches(
+    model: Model, task: Task, providers: Sequence[Provider], device: torch.device, effort: Effort
+) -> list[Row]:
+    """The rows of all providers, in their order; empty where not even two fit into memory."""
+    at_once = how_many_fit(model, task, device)
+    if at_once is not None and at_once < 2:
+        return []
+    rows: dict[str, Row] = {}
+    for batch in batches(providers, at_once):
+        for row in measure_model(model, task, batch, device, effort):
+            rows.setdefault(row.provider, row)
+        release(device)
+    return [rows[provider.name] for provider in providers]
 
 
 def measure_all(
@@ -125,107 +143,54 @@ def measure_all(
     device: torch.device,
     effort: Effort,
     stem: Path,
+    quick: bool,
 ) -> Result:
     """Measure model after model; one that does not fit is left out, with the reason.
 
     The files are written after each model: a run that is stopped leaves what it has.
     """
-    trained = {"optimizer": task.optimizer, "dtype": task.dtype_name}
-    result = Result(asdict(record_here(device)) | trained, {}, left_out(device), [])
+    trained = {"optimizer": task.optimizer, "dtype": task.dtype}
+    result = Result(asdict(record_here(device)) | trained, {}, left_out(device, task, quick), [])
     for model in models:
         print(f"{model.name}: {model.describe()}", file=sys.stderr, flush=True)
-        reason = too_big(model, task, len(providers), device)
-        if reason:
-            result.left_out[model.name] = reason
-            print(f"    left out: {reason}", file=sys.stderr)
-            continue
-        result.rows.extend(measure_model(model, task, providers, device, effort))
-        result.models[model.name] = model.describe()
-        result.save(stem)
-        release(device)
+        serving = [provider for provider in providers if provider.serves(len(model.shapes))]
+        absent = {one.name: one.max_tensors for one in providers if one not in serving}
+        for name, limit in absent.items():
+            result.left_out[f"{name} on {model.name}"] = f"has more than {limit} tensors"
+        rows = measure_batches(model, task, serving, device, effort)
+        if rows:
+            result.rows.extend(rows)
+            result.models[model.name] = model.describe()
+            write(result, stem)
+        else:
+            size = task.param_bytes(model) / 1e9
+            result.left_out[model.name] = f"two optimizers of {size:.0f} GB params exceed memory"
     return result
 
 
-def draw(result: Result, path: Path) -> None:
-    """Time over torch fused's, model by model, with the 20th and 80th percentile."""
-    providers = list(dict.fromkeys(row.provider for row in result.rows))
-    models = list(result.models)
-    spacing = 0.8 / len(providers)
-    figure = Figure(figsize=(9, 1 + 0.16 * len(models) * len(providers)), layout="constrained")
-    axes = figure.subplots()
-    for index, provider in enumerate(providers):
-        color = colormaps["tab20"](index)
-        rows = [row for row in result.rows if row.provider == provider]
-        heights = [models.index(row.model) + (index + 0.5) * spacing - 0.4 for row in rows]
-        middle = [row.to_fused for row in rows]
-        below = [row.to_fused - row.to_fused_low for row in rows]
-        above = [row.to_fused_high - row.to_fused for row in rows]
-        axes.errorbar(
-            middle,
-            heights,
-            xerr=(below, above),
-            fmt="o" if provider.startswith("torch") else "D",
-            color=color,
-            markerfacecolor="none" if provider.endswith("graph") else color,
-            markersize=5,
-            label=provider,
-        )
-    axes.axvline(1.0, color="black", linewidth=1)
-    for boundary in range(1, len(models)):
-        axes.axhline(boundary - 0.5, color="0.85", linewidth=0.8)
-    axes.set_xscale("log")
-    axes.set_yticks(range(len(models)), models)
-    axes.set_ylim(len(models) - 0.5, -0.5)
-    axes.set_xlabel("time of opt.step(); sched.step() over torch fused's (left is faster)")
-    axes.set_title(result.record["device"])
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    figure.savefig(path, dpi=120)
-
-
-def file_stem(device: torch.device, task: Task, quick: bool) -> str:
-    """For example `step-nvidia-h200-adamw-float32` or `step-nvidia-h200-sgd-float32-quick`."""
-    slug = re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
-    return f"step-{slug}-{task.optimizer.lower()}-{task.dtype_name}{'-quick' * quick}"
-
-
-def chosen_providers(
-    names: Sequence[str] | None, device: torch.device, task: Task
-) -> list[Provider]:
-    """Those named, or all; always with the two that ratios refer to."""
-    providers = all_providers(device, task)
-    unknown = set(names or ()) - set(providers)
-    if unknown:
-        raise SystemExit(f"no such provider: {sorted(unknown)}; there are {list(providers)}")
-    wanted = {DEFAULT, FUSED, *(providers if names is None else names)}
-    return [provider for name, provider in providers.items() if name in wanted]
+# -- the command ---------------------------------------------------------------------------------
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Measure opt.step(); sched.step().")
-    parser.add_argument("--quick", action="store_true", help="few rounds")
+    parser = new_parser("Measure opt.step(); sched.step().")
     parser.add_argument("--optimizer", choices=("AdamW", "Adam", "SGD"), default="AdamW")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the results")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--models", nargs="+", choices=MODELS, help="default: all, or quick ones")
     parser.add_argument("--providers", nargs="+", metavar="NAME", help="default: all")
-    default_device = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", choices=("cpu", "cuda"), default=default_device)
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure, write the files, print the table."""
     options = parse_arguments(arguments)
-    device = torch.device(options.device)
-    task = Task(options.optimizer, getattr(torch, options.dtype))
-    providers = chosen_providers(options.providers, device, task)
-    models = [MODELS[name] for name in options.models]
-    stem = options.out / file_stem(device, task, options.quick)
-    effort = QUICK if options.quick else FULL
-    result = measure_all(models, task, providers, device, effort, stem)
-    draw(result, options.out / f"{stem.name}.png")
-    print(full_report(result))
+    device, task = torch.device(options.device), Task(options.optimizer, options.dtype)
+    providers = chosen_providers(options.providers, device, task, options.quick)
+    models = options.models or (QUICK_MODELS if options.quick else MODELS)
+    stem = stem_of("step", options, task.optimizer, task.dtype)
+    effort, chosen = QUICK if options.quick else FULL, [MODELS[name] for name in models]
+    result = measure_all(chosen, task, providers, device, effort, stem, options.quick)
+    print(write(result, stem))
     return 0
 
 

@@ -1,22 +1,47 @@
-"""The benchmarks' shapes, files and tables; one small measurement from end to end."""
+"""The benchmarks' shapes, files and tables; one small measurement of each from end to end."""
 
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks.measure import Spread
-from benchmarks.models import MODELS
+import fused_sched
+from benchmarks import graph, host, scaling, schedule, step
+from benchmarks.all_providers import all_providers, left_out
+from benchmarks.measure import Effort, Spread
+from benchmarks.models import MODELS, QUICK_MODELS, Group, Model
+from benchmarks.networks import NETWORKS
+from benchmarks.peers import PEERS, Peer
+from benchmarks.providers import Provider, make_ours
+from benchmarks.record import record_here
 from benchmarks.report import (
     END,
+    QUESTIONS,
     RESULTS,
     START,
-    Result,
-    format_time,
-    full_report,
+    load,
+    named_paths,
+    question_of,
     readme_agrees,
+    shown_paths,
     updated_readme,
+    write,
 )
-from benchmarks.step import main
+from benchmarks.result import ROOT, Result, file_stem
+from benchmarks.schedules import METRIC, SCHEDULES
+from benchmarks.tables.host import fit
+from benchmarks.tables.markdown import format_time
+from benchmarks.tables.scaling import Curve
+from benchmarks.tables.step import Row
+from benchmarks.workload import Task, Workload
+
+CPU = torch.device("cpu")
+ONCE = Effort(rounds=2, batch_seconds=0.0, max_steps=1)
 
 # name: (tensors, groups, parameters)
 SIZES = {
@@ -27,20 +52,60 @@ SIZES = {
     "gpt2": (148, 1, 124_439_808),
     "64M": (1, 1, 67_108_864),
     "28groups": (152, 28, 5_717_416),
+    "10000x64": (10_000, 1, 640_000),
+    "465groups": (465, 465, 15_329_280),
+    "vit-b": (152, 1, 86_567_656),
+    "gpt2-xl": (580, 1, 1_557_611_200),
+    "llama-3-8b": (291, 1, 8_030_261_248),
 }
 
 # microseconds: as tables show them
-TIMES = {0.5: "0.500 us", 12.34: "12.3 us", 999.4: "999 us", 1234.0: "1.23 ms", 4.5e7: "45.0 s"}
+TIMES = {
+    0.5: "0.500 us",
+    12.34: "12.3 us",
+    999.4: "999 us",
+    1234.0: "1.23 ms",
+    4.5e7: "45.0 s",
+    -2300.0: "-2.30 ms",
+    0.0: "0 us",
+}
 
 
 @pytest.fixture(scope="module")
-def result_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The JSON file of a quick run of one of our providers on the smallest model."""
-    out = tmp_path_factory.mktemp("results")
-    chosen = ["--models", "10x64", "--providers", "eager fused"]
-    assert main(["--quick", "--device", "cpu", "--out", str(out), *chosen]) == 0
-    (path,) = out.glob("step-*-quick.json")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results of small runs of every question, with stock torch and one of our providers."""
+    folder = tmp_path_factory.mktemp("results")
+    common = ["--quick", "--device", "cpu", "--out", str(folder)]
+    with pytest.MonkeyPatch.context() as patch:
+        for question in (step, host, scaling, schedule):
+            patch.setattr(question, "QUICK", ONCE)
+        patch.setattr(schedule, "GROUPS", (1, 3))
+        chosen = ["--providers", "eager fused"]
+        assert step.main([*common, *chosen, "--models", "10x64"]) == 0
+        assert host.main([*common, *chosen, "--tensors", "10", "30"]) == 0
+        assert scaling.main([*common, *chosen, "--sizes", "1000", "10000", "1000000"]) == 0
+        assert schedule.main(common) == 0
+    write_graph(folder)
+    return folder
+
+
+def write_graph(folder: Path) -> None:
+    """Iterations on the CPU, of which `graph` itself would say that there are none."""
+    network, device = NETWORKS["mlp"], torch.device("cpu")
+    result = Result(asdict(record_here(device)), {}, {}, [])
+    result.rows.extend(graph.measure(network, graph.iterating(device), device, ONCE))
+    result.models[network.name] = graph.model_of(network.name, network.build()).describe()
+    write(result, folder / file_stem("graph", "a CPU", quick=True))
+
+
+@pytest.fixture(params=QUESTIONS)
+def result_path(request: pytest.FixtureRequest, out: Path) -> Path:
+    """The JSON file of each question's run."""
+    (path,) = out.glob(f"{request.param}-*.json")
     return path
+
+
+# -- models and providers ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -50,7 +115,107 @@ def test_models_have_the_architectures_sizes(name: str) -> None:
 
 
 def test_sizes_cover_every_model() -> None:
-    assert set(SIZES) == set(MODELS)
+    assert set(SIZES) == set(MODELS) > set(QUICK_MODELS)
+
+
+@pytest.mark.parametrize(
+    "task, moved",
+    [
+        (Task("AdamW"), 28 * 10),
+        (Task("SGD"), 20 * 10),
+        (Task("Adam", "bfloat16"), 14 * 10),
+        (Task("AdamW", "mixed"), 28 * 3 + 14 * 7),
+    ],
+)
+def test_bytes_of_a_step_are_counted(task: Task, moved: int) -> None:
+    model = Model("two", (Group(((3,), (7,))),))
+    assert task.bytes_moved(model) == moved
+    workload = Workload.make(model, CPU, task)
+    used = [param.dtype.itemsize * param.numel() for param in workload.params[0]]
+    assert task.param_bytes(model) == sum(used)
+    opt = task.make(fused_sched.optim, workload.param_groups())
+    opt.step()
+    assert fused_sched.explain(opt).bytes_per_step == moved
+
+
+def test_every_provider_of_torch_or_peer_is_measured_or_left_out_with_a_reason() -> None:
+    for task in (Task("SGD"), Task("AdamW")):
+        measured, absent = set(all_providers(CPU, task)), left_out(CPU, task, quick=True)
+        assert {"torch default", "torch foreach", "torch fused", "torch compiled"} <= measured
+        assert {"triton", "torch capturable", "torch compiled"} <= set(absent)
+        assert {peer.name for peer in PEERS} <= measured | set(absent)
+        assert all(absent.values())
+
+
+def test_installed_peer_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = Peer("twin", "torch.optim", {"AdamW": ("AdamW", {})}, devices=("cpu",))
+    monkeypatch.setattr("benchmarks.all_providers.PEERS", (here,))
+    assert "twin" in all_providers(CPU, Task("AdamW")) and "twin" not in left_out(
+        CPU, Task("AdamW")
+    )
+    assert left_out(CPU, Task("SGD"))["twin"] == "it has no SGD"
+    workload = Workload.make(MODELS["10x64"], CPU, Task("AdamW"))
+    before = workload.params[0][0].clone()
+    all_providers(CPU, Task("AdamW"))["twin"].build(workload).step()
+    assert not torch.equal(workload.params[0][0], before)
+
+
+def test_another_engine_than_the_one_asked_for_is_refused() -> None:
+    workload = Workload.make(MODELS["10x64"], torch.device("meta"), Task("AdamW"))
+    with pytest.raises(RuntimeError, match="native"):
+        make_ours(workload, "native", fuse=True)
+
+
+def test_batches_share_torch_fused() -> None:
+    providers = [Provider(name, make_ours) for name in ("a", "torch fused", "b", "c")]
+    names = [[one.name for one in batch] for batch in step.batches(providers, 3)]
+    assert names == [["torch fused", "a", "b"], ["torch fused", "c"]]
+    assert step.batches(providers, 4) == step.batches(providers, None) == [providers]
+
+
+def test_model_beyond_memory_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(step, "free_memory", lambda device: 640 * 4 * 12)
+    arguments = (Task("AdamW"), list(all_providers(CPU, Task("AdamW")).values()), CPU, ONCE)
+    result = step.measure_all([MODELS["10x64"]], *arguments, tmp_path / "step-x", True)
+    assert result.rows == [] and "exceed memory" in result.left_out["10x64"]
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules_are_the_same_in_torch_and_here(name: str) -> None:
+    values = []
+    for optim, module in (
+        (torch.optim, torch.optim.lr_scheduler),
+        (fused_sched.optim, fused_sched.lr_scheduler),
+    ):
+        opt = Task("AdamW").make(optim, schedule.workload_of(2, CPU).param_groups())
+        with schedule.quiet_construction():
+            sched = SCHEDULES[name](module, opt)
+        for _ in range(3):
+            opt.step()
+            sched.step(*METRIC.get(name, ()))
+        values.append([group["lr"] for group in opt.param_groups])
+    assert values[0] == pytest.approx(values[1], rel=1e-12)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_train(name: str) -> None:
+    network = NETWORKS[name]
+    providers = {one.name: one for one in graph.iterating(CPU)}
+    training = graph.Training.make(network, providers["eager fused"], CPU)
+    before = [param.detach().clone() for param in training.module.parameters()]
+    training.runner(CPU, replay=False).step()
+    after = list(training.module.parameters())
+    assert all(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says so only where there is no GPU")
+def test_graph_without_a_gpu_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert graph.main(["--quick", "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- figures derived from the rows ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("us", TIMES)
@@ -63,8 +228,39 @@ def test_spread_is_median_and_outer_fifths() -> None:
     assert Spread.of([7.0]) == Spread(7.0, 7.0, 7.0)
 
 
-def test_measurement_compares_with_torch(result_path: Path) -> None:
-    result = Result.load(result_path)
+def test_fit_finds_fixed_and_per_tensor_time() -> None:
+    found = fit([(n, 5 + 0.25 * n) for n in (10, 100, 10_000)])
+    assert (found.fixed, found.per_tensor) == (pytest.approx(5), pytest.approx(0.25))
+    assert found.worst < 1e-9
+    assert fit([(10, 10.0), (100, 20.0), (1000, 400.0)]).worst > 0.1
+
+
+def scaling_row(elements: int, gb_per_s: float) -> Row:
+    """Beside a copy of 40 GB/s."""
+    ratios = {"to_default": 1, "to_fused": 1}
+    spans = {f"{name}_{end}": 1 for name in (*ratios, "us") for end in ("low", "high")}
+    rest = {"bytes": 28 * elements, "to_limit": None, "copy_gb_per_s": 40.0, "launches": None}
+    return Row(str(elements), "x", 1, gb_per_s=gb_per_s, **ratios, **spans, **rest)
+
+
+@pytest.mark.parametrize(
+    "rates, knee",
+    [((2, 20, 60), 1e4), ((10, 40, 60), 10**3.5), ((30, 40, 60), 1e3), ((2, 10, 19), None)],
+)
+def test_knee_is_where_half_of_the_copy_rate_is_reached(
+    rates: tuple[float, ...], knee: float | None
+) -> None:
+    sizes = (1_000, 10_000, 100_000)
+    rows = [scaling_row(size, rate) for size, rate in zip(sizes, rates, strict=True)]
+    assert Curve("x", rows).knee() == (knee if knee is None else pytest.approx(knee))
+
+
+# -- measurements and their files ----------------------------------------------------------------
+
+
+def test_measurement_compares_with_torch(out: Path) -> None:
+    (path,) = out.glob("step-*.json")
+    result = load(path)
     assert [row.provider for row in result.rows] == ["torch default", "torch fused", "eager fused"]
     assert all(0 < row.us_low <= row.us <= row.us_high for row in result.rows)
     default, fused, _ = result.rows
@@ -74,26 +270,90 @@ def test_measurement_compares_with_torch(result_path: Path) -> None:
 
 
 def test_measurement_writes_every_file(result_path: Path) -> None:
-    result = Result.load(result_path)
-    assert {path.suffix for path in result_path.parent.iterdir()} == {
-        ".csv",
-        ".json",
-        ".md",
-        ".png",
-    }
-    assert result_path.with_suffix(".md").read_text() == full_report(result)
-    assert result.record["device"] and result.record["torch"]
+    result = load(result_path)
+    assert result_path.with_suffix(".md").read_text() == question_of(result_path).full(result)
+    assert result_path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert result.record["device"] and result.record["torch"] and result.record["commit"]
 
 
-def test_stale_readme_is_noticed(result_path: Path, tmp_path: Path) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text(updated_readme(f"before\n{START}old{END}\nafter\n", [result_path]))
-    assert readme_agrees(readme, result_path.parent)
-    assert readme.read_text().startswith("before\n") and readme.read_text().endswith("\nafter\n")
-    readme.write_text(readme.read_text().replace(" us (1.00)", " us (0.50)"))
-    assert not readme_agrees(readme, result_path.parent)
+def test_saved_result_loads_as_it_was(result_path: Path, tmp_path: Path) -> None:
+    result = load(result_path)
+    result.save(tmp_path / result_path.stem)
+    assert load(tmp_path / result_path.name) == result
+    assert (tmp_path / result_path.name).read_text() == result_path.read_text()
+
+
+def test_schedule_costs_are_alone_and_inside(out: Path) -> None:
+    (path,) = out.glob("schedule-*.json")
+    rows = load(path).rows
+    alone = {(row.schedule, row.groups) for row in rows if row.part == "alone"}
+    inside = {(row.schedule, row.groups) for row in rows if row.part == "inside"}
+    assert {name for name, _ in inside} < {name for name, _ in alone} <= set(SCHEDULES)
+    assert {groups for _, groups in inside} == {groups for _, groups in alone} == {1, 3}
+    assert all(row.ratio == 1 for row in rows if (row.part, row.provider) == ("alone", "torch"))
+
+
+def test_cold_step_is_that_of_a_process_with_empty_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {}
+
+    def run(command: list[str], **options: object) -> subprocess.CompletedProcess:
+        asked.update(options, command=command)
+        return subprocess.CompletedProcess(command, 0, stdout="1.5\n")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert host.cold_step("native fused", CPU) == 1.5
+    assert asked["command"][:3] == [sys.executable, "-m", "benchmarks.host"]
+    folders = {asked["env"][name] for name in host.CACHES}
+    assert len(folders) == 1 and not Path(folders.pop()).exists()
+
+
+def test_first_step_of_a_process_is_printed(capsys: pytest.CaptureFixture) -> None:
+    assert host.main(["--device", "cpu", "--first", "torch fused"]) == 0
+    assert float(capsys.readouterr().out) > 0
+
+
+# -- the README ----------------------------------------------------------------------------------
+
+
+def test_stale_readme_is_noticed(out: Path, tmp_path: Path) -> None:
+    readme, paths = tmp_path / "README.md", shown_paths(out)
+    assert {question_of(path) for path in paths} == set(QUESTIONS.values())
+    readme.write_text(updated_readme(f"before\n{START}old{END}\nafter\n", paths))
+    text = readme.read_text()
+    assert readme_agrees(readme, out) and named_paths(text, out) == paths
+    assert text.startswith("before\n") and text.endswith("\nafter\n")
+    for path in paths:  # one digit of any of them
+        start = text.index(path.name) + len(path.name)
+        cell = next(at for at in range(text.index("| ---", start), len(text)) if text[at].isdigit())
+        digit = str((int(text[cell]) + 1) % 10)
+        readme.write_text(text[:cell] + digit + text[cell + 1 :])
+        assert not readme_agrees(readme, out), path.name
+
+
+def test_whole_runs_are_shown_rather_than_quick_ones(tmp_path: Path) -> None:
+    for name in (
+        "host-a-quick",
+        "host-a",
+        "host-b-quick",
+        "step-a-sgd-mixed",
+        "step-a-sgd-float32",
+    ):
+        (tmp_path / f"{name}.json").touch()
+    shown = [path.stem for path in shown_paths(tmp_path)]
+    assert shown == ["step-a-sgd-float32", "host-a", "host-b-quick"]
 
 
 def test_readme_states_the_results() -> None:
-    assert list(RESULTS.glob("step-*.json"))
-    assert readme_agrees(), "the README's table is stale: run python -m benchmarks.report"
+    named = named_paths((ROOT / "README.md").read_text(), RESULTS)
+    assert named and all(path.exists() for path in named)
+    assert readme_agrees(), "the README's tables are stale: run python -m benchmarks.report"
+
+
+def test_committed_tables_are_those_of_their_rows() -> None:
+    paths = [path for name in QUESTIONS for path in RESULTS.glob(f"{name}-*.json")]
+    stale = [
+        path.name
+        for path in paths
+        if path.with_suffix(".md").read_text() != question_of(path).full(load(path))
+    ]
+    assert paths and stale == [], "run python -m benchmarks.report"

@@ -1,0 +1,1 @@
+"""What the compiled kernels hold to, read from machine code: no GPU is needed, Triton is."""

@@ -1,0 +1,80 @@
+"""The forms of the update kernel that are examined."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+BITS = {"float32": 32, "bfloat16": 16, "float16": 16, "float64": 64}
+
+Kind = tuple[str, str, str]
+"""Dtypes of (param, grad, state)."""
+
+KINDS: dict[str, tuple[Kind, ...]] = {
+    "float32": (("float32",) * 3,),
+    "bfloat16": (("bfloat16",) * 3,),
+    "float16": (("float16",) * 3,),
+    "bfloat16, float32 states": (("bfloat16", "bfloat16", "float32"),),
+    "mixed": (("float32",) * 3, ("bfloat16",) * 3, ("float16",) * 3),
+    "float64": (("float64",) * 3,),
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One compiled form: a rule, its tensors of state, the kinds of tensor it serves.
+
+    With `scaler` it unscales the gradient for a GradScaler and writes it back.
+    """
+
+    rule: str
+    states: int
+    kinds: str
+    scaler: bool = False
+
+    @property
+    def name(self) -> str:
+        """For example `adam, 2 states, scaler`."""
+        plural = "s" * (self.states != 1)
+        return f"{self.rule}, {self.states} state{plural}{', scaler' * self.scaler}"
+
+    def loaded(self, kind: Kind) -> list[int]:
+        """Bits of an element of each array that is read."""
+        param, grad, state = kind
+        return [BITS[name] for name in (param, grad, *[state] * self.states)]
+
+    def stored(self, kind: Kind) -> list[int]:
+        """Bits of an element of each array that is written."""
+        param, grad, state = kind
+        return [BITS[name] for name in (param, *[grad] * self.scaler, *[state] * self.states)]
+
+    def bytes_per_element(self, kind: Kind) -> int:
+        """What a step has to move."""
+        return sum(self.loaded(kind) + self.stored(kind)) // 8
+
+
+def accesses(bits: list[int], elements: int) -> dict[str, int]:
+    """{width: count} of the accesses that move so many elements of each array once, at most 128."""
+    counts: Counter[str] = Counter()
+    for element in bits:
+        width = min(elements * element, 128)
+        counts[str(width)] += elements * element // width
+    return dict(counts)
+
+
+QUICK = [
+    Variant("sgd", 1, "float32"),
+    Variant("adam", 2, "float32", scaler=True),
+    Variant("adam", 2, "bfloat16, float32 states"),
+    Variant("adam", 2, "mixed"),
+    Variant("adam", 3, "float32"),
+    Variant("adam", 2, "float64"),
+]
+"""Those that are nearest to a limit."""
+
+VARIANTS = [
+    Variant("sgd", 0, "float32"),
+    *(Variant("sgd", 1, kinds) for kinds in KINDS),
+    *(Variant("adam", 2, kinds) for kinds in KINDS),
+    *(Variant("adam", 3, kinds) for kinds in KINDS),
+    *(Variant("adam", 2, kinds, scaler=True) for kinds in ("float32", "mixed")),
+]
+"""Every rule with every set of dtypes."""
