@@ -221,14 +221,14 @@ FS_INLINE void lanes_meet() {
 #endif
 }
 
-// A column, and log(value) where the record keeps it.
+// A column, and log(value) where the record keeps it; a beta that ends at 0 may be rounded below.
 FS_INLINE void store_column(const int64_t* op, double value, const Halves& halves, int lane,
                             int groups) {
   const int64_t at = op[COLUMN] * groups + lane;
   halves.first[at] = halves.second[at] = value;
   if (op[DERIVED] < 0) return;
   const int64_t derived = op[DERIVED] * groups + lane;
-  halves.first[derived] = halves.second[derived] = log(value);
+  halves.first[derived] = halves.second[derived] = log(value > 0.0 ? value : 0.0);
 }
 
 // What a step that is made uses, into the ring of a HISTORY row.

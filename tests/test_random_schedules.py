@@ -29,6 +29,7 @@ from tests.random_schedules import (
     Sequential,
     Side,
     Story,
+    beta1,
     listed,
     momentum,
     stories,
@@ -243,6 +244,7 @@ def leaf(name: str, **arguments: Any) -> Leaf:
 
 
 SGD = Kind("SGD", {"momentum": 0.9}, momentum)
+ADAM = Kind("Adam", {}, beta1)
 LAMBDA = leaf("LambdaLR", lr_lambda=inverse_sqrt)
 MORE = HORIZON + 3
 STEPS, LOOK, PREPARE = [STEP] * MORE, Operation("look"), Operation("prepare")
@@ -260,7 +262,18 @@ HELD_MOMENTUM = leaf(
 WITHOUT_LAST_PHASE = leaf("OneCycleLR", max_lr=0.1, total_steps=3, pct_start=1.0)
 TURN_IS_OVER = Sequential([1], [leaf("SWALR", swa_lr=0.0), leaf("StepLR", step_size=2)])
 
+ENDS_AT_BETA_0 = leaf(
+    "OneCycleLR",
+    max_lr=0.1,
+    total_steps=1,
+    anneal_strategy="linear",
+    final_div_factor=1.0,
+    pct_start=0.0,
+    max_momentum=0.1,
+)
+
 BOTH_WAYS = {
+    "beta-rounded-below-0": Story(ENDS_AT_BETA_0, ADAM, 1, False, [STEP, LOOK]),
     "child-past-its-table": story(Sequential([2], [leaf("LinearLR"), LAMBDA]), PREPARE, *STEPS),
     "only-child-past-its-table": story(Sequential([], [LAMBDA]), PREPARE, *STEPS, *STEPS),
     "resumed-child-restarts": story(

@@ -60,7 +60,7 @@ def _store_column(op, value, record_ptr, current, other, both, lane, live, G):
     tl.store(record_ptr + (also + column) * G + lane, value, mask=live)
     derived = tl.load(op + DERIVED).to(tl.int32)
     if derived >= 0:
-        logarithm = tl.log(value)
+        logarithm = tl.log(tl.where(value > 0.0, value, 0.0))  # 0 may be rounded to below
         tl.store(record_ptr + (other + derived) * G + lane, logarithm, mask=live)
         tl.store(record_ptr + (also + derived) * G + lane, logarithm, mask=live)
 
