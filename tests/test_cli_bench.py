@@ -34,6 +34,11 @@ def tensor(dtype: str, *shape: int) -> dict[str, Any]:
     return {"dtype": dtype, "shape": list(shape), "data_offsets": [0, 0]}
 
 
+def with_header(header: Any) -> bytes:
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text
+
+
 TENSORS = {
     "__metadata__": {"format": "pt"},
     "a": tensor("BF16", 64, 32),
@@ -83,6 +88,7 @@ def test_state_dict_of_torch_save(key, zipped, tmp_path):
         ("m.safetensors", b"\x02" + b"\0" * 7 + b"{]", "no safetensors file: "),
         ("m.safetensors", b"\x08" + b"\0" * 7 + b'{"a": 1}', "no safetensors file: its header"),
         ("m.safetensors", b"\x02" + b"\0" * 7 + b"{}", "holds no floating-point tensor"),
+        ("m.safetensors", with_header({"a": tensor("F32", -3)}), "-3 is no size of a tensor"),
         ("m.safetensors.index.json", b"[]", "no index of safetensors files"),
         ("m.pt", b"hello", "m.pt is no checkpoint of torch.save"),
         ("m.pt", b"", "m.pt is no checkpoint of torch.save"),
@@ -175,6 +181,7 @@ def test_bench_prints_a_table(tmp_path, capsys):
     ("argv", "told"),
     [
         (["--device", "cuda:99"], "cuda:99 is not here; expected one of cpu"),
+        (["--device", "foo"], "foo"),
         (["--like", "no-such-file.pt"], "No such file"),
     ],
 )

@@ -167,6 +167,10 @@ def test_options_set_lr_steps_and_momentum():
         (["CosineAnnealingLR(T_max=1000000000)"], "too many to draw"),
         (["StepLR(3)", "--steps", "0"], "Expected positive integer n"),
         (["StepLR(step_size='a')"], "StepLR gives 1 more values"),
+        (["StepLR(step_size=3, step_size=4)"], "StepLR: step_size is given twice"),
+        (["StepLR(optimizer=3, step_size=3)"], "multiple values for argument 'optimizer'"),
+        (["ExponentialLR('a')"], "ExponentialLR: "),
+        (["StepLR(3)", "-o", ""], "-o takes the name of a file"),
         (["StepLR(3)", "-o", "no/such/folder/lr.png"], "No such file"),
         (["StepLR(3)", "-o", "lr.abc"], "Format 'abc' is not supported"),
     ],
@@ -198,6 +202,12 @@ def test_picture_is_written_with_every_curve(tmp_path, capsys):
     text = path.read_text(encoding="utf-8")
     assert text.count('id="axes_') == 2
     assert text.count('id="line2d_') > 5
+
+
+def test_picture_without_a_suffix_is_a_png(tmp_path, capsys):
+    pytest.importorskip("matplotlib", reason="plots are optional")
+    assert cli.main(["plot", "StepLR(3)", "-o", str(tmp_path / "lr")]) == 0
+    assert (tmp_path / "lr.png").exists() and "lr.png" in capsys.readouterr().out
 
 
 def test_picture_without_matplotlib_says_what_to_install(monkeypatch, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import math
 import os
 import random
 import statistics
@@ -240,8 +241,11 @@ def _doubts(load: float) -> str:
 
 def _device(name: str | None) -> torch.device:
     default = "cuda:0" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name or default)
-    where = str(device) if device.type != "cuda" or device.index is not None else "cuda:0"
+    try:
+        device = torch.device(name or default)
+    except RuntimeError as error:
+        raise ValueError(str(error).splitlines()[0]) from error
+    where = f"cuda:{device.index or 0}" if device.type == "cuda" else device.type
     if where not in device_names():
         raise ValueError(f"{name} is not here; expected one of {', '.join(device_names())}")
     return torch.device(where)
@@ -258,6 +262,13 @@ def _heading(shapes: Shapes, optimizer: str, device: torch.device) -> str:
     )
 
 
+def _duration(text: str) -> float:
+    seconds = float(text)
+    if not 0.0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no duration")
+    return seconds
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument(
@@ -271,6 +282,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=list(DTYPES), help="of all params")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
     parser.add_argument(
-        "--seconds", type=float, default=10.0, help="to measure, at least 5 rounds (10)"
+        "--seconds", type=_duration, default=10.0, help="to measure, at least 5 rounds (10)"
     )
     parser.set_defaults(run=bench)

@@ -72,7 +72,10 @@ def _call(node: ast.expr) -> Call:
             f"`{ast.unparse(node)}` is no scheduler; expected a call such as StepLR(step_size=30)"
         )
     name = _name(node.func)
-    keywords = [keyword for keyword in node.keywords if keyword.arg != "optimizer"]
+    keywords = [k for k in node.keywords if k.arg != "optimizer" or not _is_optimizer(k.value)]
+    twice = [k.arg for i, k in enumerate(keywords) if k.arg in [one.arg for one in keywords[:i]]]
+    if twice:
+        raise ExpressionError(f"{name}: {twice[0]} is given twice")
     args = [arg for i, arg in enumerate(node.args) if i > 0 or not _is_optimizer(arg)]
     return Call(
         name,

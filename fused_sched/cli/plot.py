@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -67,7 +68,10 @@ def _values(scheduler: Any, steps: int | None) -> dict[str, Tensor]:
     n = length(scheduler) if steps is None else steps
     if n > LONGEST:
         raise ValueError(f"{n:,} steps are too many to draw; say how many with --steps")
-    return scheduler.values(n)
+    try:
+        return scheduler.values(n)
+    except NO_FORM as error:
+        raise ValueError(f"{type(scheduler).__name__}: {error}") from error
 
 
 def _optimizer(call: Call, arguments: argparse.Namespace) -> Any:
@@ -100,14 +104,22 @@ def save(found: dict[str, dict[str, Tensor]], path: str) -> None:
     figure.savefig(path, dpi=150)
 
 
+def picture(name: str) -> str:
+    """The file to write: a .png, if the name does not say otherwise."""
+    if not name:
+        raise ValueError("-o takes the name of a file")
+    return name if Path(name).suffix else f"{name}.png"
+
+
 def plot(arguments: argparse.Namespace) -> int:
     """Draw in the terminal, or into the file asked for."""
     found = curves(arguments)
     if arguments.output is None:
         print(as_text(found))
     else:
-        save(found, arguments.output)
-        print(f"wrote {arguments.output}")
+        path = picture(arguments.output)
+        save(found, path)
+        print(f"wrote {path}")
     return 0
 
 

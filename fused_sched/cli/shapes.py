@@ -95,12 +95,20 @@ def _of_safetensors(path: Path) -> list[tuple[tuple[int, ...], Any]]:
     header = _header(path)
     try:
         return [
-            (tuple(map(int, tensor["shape"])), _DTYPES.get(tensor["dtype"]))
+            (tuple(map(_size, tensor["shape"])), _DTYPES.get(tensor["dtype"]))
             for name, tensor in header.items()
             if name != "__metadata__"
         ]
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no safetensors file: its header lacks {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is no safetensors file: {error}") from error
+
+
+def _size(number: Any) -> int:
+    if not isinstance(number, int) or number < 0:
+        raise ValueError(f"{number!r} is no size of a tensor")
+    return number
 
 
 def _header(path: Path) -> Any:
@@ -111,7 +119,7 @@ def _header(path: Path) -> Any:
             raise ValueError(f"{path} is no safetensors file: a header of {length} bytes")
         try:
             return json.loads(file.read(length))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is no safetensors file: {error}") from error
 
 
@@ -131,7 +139,10 @@ def _of_torch(path: Path) -> list[Spec]:
     for key in ("model", "state_dict", "model_state_dict", "module"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
-    return [(tuple(tensor.shape), tensor.dtype) for tensor in _tensors(state)]
+    try:
+        return [(tuple(tensor.shape), tensor.dtype) for tensor in _tensors(state)]
+    except RecursionError as error:
+        raise ValueError(f"{path} is no state dict: it is nested in itself") from error
 
 
 def _loaded(path: Path) -> Any:
