@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from torch.nn import Parameter
 
 import fused_sched
+from fused_sched.optim import plan
 from tests.cases import PROMISE, inverse_sqrt
 from tests.twins import RATES
 
@@ -168,7 +171,7 @@ def test_copies_have_none():
     assert not twin._ledger.schedules.histories
 
 
-@pytest.mark.parametrize("capacity", [0, -1, 2.5, None])
+@pytest.mark.parametrize("capacity", [0, -1, 2.5, None, True])
 def test_bad_capacity_is_refused(capacity):
     scheduler = Training(BUILDS["cosine"]).scheduler
     with pytest.raises(ValueError, match="Expected positive integer capacity, but got"):
@@ -180,3 +183,134 @@ def test_a_foreign_optimizer_has_no_launch():
     scheduler = fused_sched.lr_scheduler.StepLR(opt, 2)
     with pytest.raises(TypeError, match=r"SGD has no launch .* optimizer of fused_sched\.optim"):
         scheduler.history(10)
+
+
+# -- what a review found -------------------------------------------------------------------------
+
+
+def trained(fuse: bool, name: str = "SGD", build: Any = BUILDS["cosine"]) -> tuple[Training, Any]:
+    ours, stock = Training(build, name, fuse=fuse), Training(build, name, ours=False)
+    return ours, stock
+
+
+def assert_as_stock(ours: Training, stock: Training) -> None:
+    for mine, theirs in zip(ours.opt.param_groups, stock.opt.param_groups, strict=True):
+        torch.testing.assert_close(mine["params"], theirs["params"])
+        assert mine["lr"] == pytest.approx(theirs["lr"], rel=PROMISE)
+    assert ours.scheduler.last_epoch == stock.scheduler.last_epoch
+
+
+def test_closing_does_not_rewind_the_schedule(engine, fuse):
+    ours, stock = trained(fuse)
+    history = ours.scheduler.history(4)
+    for one in (ours, stock):
+        one.step(4)
+    history.close()
+    history.close()
+    for one in (ours, stock):
+        one.step(2)
+    assert_as_stock(ours, stock)
+
+
+def test_closing_after_a_skipped_step_keeps_the_schedule(launch_engine):
+    ours, stock = trained(fuse=True)
+    history = ours.scheduler.history(4)
+    ours.opt.grad_scale, ours.opt.found_inf = torch.ones(()), torch.zeros(())
+    for overflow in (0, 1, 0, 0):
+        ours.opt.found_inf.fill_(overflow)
+        ours.step()
+    del ours.opt.grad_scale, ours.opt.found_inf
+    history.close()
+    ours.step()
+    stock.step(4)
+    assert_as_stock(ours, stock)
+
+
+def test_a_ring_that_cannot_be_allocated_changes_nothing(launch_engine, fuse, monkeypatch):
+    ours, stock = trained(fuse)
+    for one in (ours, stock):
+        one.step(3)
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(torch, "zeros", out_of_memory)
+        ours.scheduler.history(10)
+    assert not ours.opt._ledger.schedules.histories
+    for one in (ours, stock):
+        one.step(3)
+    assert_as_stock(ours, stock)
+
+
+def out_of_memory(*_: Any, **__: Any) -> Any:
+    raise MemoryError
+
+
+def test_a_chain_keeps_what_its_schedulers_move(engine):
+    opt = fused_sched.optim.SGD([Parameter(torch.ones(1))], lr=0.1, weight_decay=0.5)
+    decay = fused_sched.lr_scheduler.ExponentialLR(opt, 0.5, hyper="weight_decay")
+    chain = fused_sched.lr_scheduler.ChainedScheduler([decay])
+    assert "weight_decay" in chain.history(8).names
+
+
+def test_a_history_keeps_no_param_alive(launch_engine):
+    ours, _ = trained(fuse=True)
+    history = ours.scheduler.history(8)
+    ours.step(3)
+    param = weakref.ref(ours.opt.param_groups[0]["params"][0])
+    del ours
+    gc.collect()
+    assert param() is None
+    with pytest.raises(RuntimeError, match="optimizer of this history is gone"):
+        history.drain()
+
+
+def test_a_removed_group_loses_no_step(engine):
+    ours, _ = trained(fuse=False)
+    history = ours.scheduler.history(8)
+    ours.step(2)
+    ours.opt.param_groups.pop()
+    ours.scheduler.base_lrs.pop()
+    ours.step(1)
+    kept = history.drain()["lr"]
+    assert kept.shape == (3, 3)
+    assert kept[2].isnan().tolist() == [False, False, True]
+
+
+def test_a_masked_batch_at_lr_0_is_a_step(engine):
+    """SGD without momentum never has state, which is no sign of a checkpoint's probe."""
+    optim, schedulers = fused_sched.optim, fused_sched.lr_scheduler
+    param = Parameter(torch.ones(3))
+    opt = optim.SGD([param], lr=1.0)
+    schedule = schedulers.LinearLR(opt, 0.1, total_iters=10)
+    fused_sched.fuse(opt, schedule)
+    history = schedule.history(3)
+    for rate in (None, None, None, None, 0.0):
+        if rate is not None:
+            opt.param_groups[0]["lr"] = rate
+        param.grad = torch.zeros(3)
+        opt.step()
+    assert history.drain()["lr"][:, 0].tolist()[-1] == 0.0
+    assert schedule.last_epoch == 5
+
+
+def test_the_probe_of_a_checkpoint_is_no_entry(launch_engine):
+    ours, stock = trained(fuse=True)
+    history = ours.scheduler.history(8)
+    rates = [group["lr"] for group in ours.opt.param_groups]
+    for group in ours.opt.param_groups:
+        group["params"][0].grad = torch.zeros(3)
+        group["lr"] = 0.0
+    ours.opt.step()
+    for group, rate in zip(ours.opt.param_groups, rates, strict=True):
+        group["lr"] = rate
+    for one in (ours, stock):
+        one.step(3)
+    assert_kept(history.drain(), stock, 0, 3)
+
+
+@pytest.mark.parametrize("call", ["history", "close", "drain"])
+def test_nothing_of_it_runs_inside_a_capture(call, monkeypatch):
+    ours, _ = trained(fuse=True)
+    history = ours.scheduler.history(8)
+    ours.step()
+    monkeypatch.setattr(plan, "capturing", lambda device=None: True)
+    with pytest.raises(RuntimeError, match="cannot run while a CUDA graph is being captured"):
+        ours.scheduler.history(8) if call == "history" else getattr(history, call)()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -24,7 +24,7 @@ from fused_sched.optim.schedules import Fused
 from .hyper import check_hyper, in_place_of_lr
 from .live import Live, Shared, ledger_of
 from .lowering import CACHES, Lowering
-from .table import WRITTEN, inside
+from .table import WRITTEN, hypers_of, inside
 from .values import LookAhead
 
 _PRIVATE = ("_horizon", "_hyper", "_table", "_ahead", "_bases", LEAN)
@@ -190,9 +190,15 @@ class DeviceScheduler(LookAhead, Lowering, TorchScheduler):
                 f"{type(self.optimizer).__name__} has no launch that could keep a history; use an "
                 "optimizer of fused_sched.optim"
             )
-        if not isinstance(capacity, int) or capacity < 1:
+        if not isinstance(capacity, int) or isinstance(capacity, bool) or capacity < 1:
             raise ValueError(f"Expected positive integer capacity, but got {capacity}")
-        return ledger.keep_history(self, capacity)
+        return ledger.keep_history(self._moved_columns(ledger.schedules.columns), capacity)
+
+    def _moved_columns(self, columns: Sequence[str]) -> list[str]:
+        """What this scheduler and those inside it move."""
+        cycles = any(getattr(one, "cycle_momentum", False) for one in inside(self))
+        momentum = "momentum" if "momentum" in columns else "beta1"
+        return list(dict.fromkeys([*hypers_of(self), *[momentum] * cycles]))
 
     def __setattr__(self, name: str, value: Any) -> None:
         ledger = ledger_of(self.__dict__.get("optimizer"))

@@ -45,10 +45,12 @@ class LookAhead:
 
         Raises:
             ValueError: the schedule ends sooner (OneCycleLR past its ``total_steps``); ``n`` is
-                below 1; or ``metrics`` are missing, too few or not wanted.
+                below 1; ``metrics`` are missing, too few or not wanted; or it cannot be copied.
             RuntimeError: a CUDA graph is being captured.
 
-        Other schedules on the same optimizer stand still: where several multiply one lr, wrap them
+        A function of yours is called as often as it takes: what it counts or draws at random, it
+        counts and draws (callable objects are copied). Other schedules on the same optimizer stand
+        still: where several multiply one lr, wrap them
         in a ChainedScheduler and ask that.
         """
         return values_of(self, n, metrics)
@@ -75,7 +77,13 @@ def values_of(scheduler: Any, n: int, metrics: Sequence[float] | None = None) ->
     """The next ``n`` values by name, float64 ``[n, groups]``; see :meth:`LookAhead.values`."""
     _check(scheduler, n, metrics)
     scheduler._refresh()
-    clone, groups = detached(scheduler)
+    try:
+        clone, groups = detached(scheduler)
+    except TypeError as error:  # a callable that holds a generator, a lock ...
+        raise ValueError(
+            f"values() evaluates a copy, and this {type(scheduler).__name__} cannot be copied: "
+            f"{error}"
+        ) from error
     segments = _segments(clone, n) if metrics is None else None
     if segments is None:
         return _stepped(clone, groups, n, metrics)
@@ -84,7 +92,7 @@ def values_of(scheduler: Any, n: int, metrics: Sequence[float] | None = None) ->
 
 def _check(scheduler: Any, n: int, metrics: Sequence[float] | None) -> None:
     name = type(scheduler).__name__
-    if not isinstance(n, int) or n < 1:
+    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
         raise ValueError(f"Expected positive integer n, but got {n}")
     if not isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
         if metrics is not None:
@@ -134,7 +142,8 @@ def _traced(segments: Segments, groups: Sequence[dict[str, Any]], n: int) -> dic
     start = torch.stack([values_now(groups, _KEYS.get(name, name)) for name in segments])
     block.send_values(start, [(program.ops, program.lanes)])
     block.programs[0].aux[:size].copy_(program.aux)
-    trace = torch.empty(n, len(segments), len(groups), dtype=torch.float64)
+    shape = n, len(segments), len(groups)
+    trace = torch.empty(shape, dtype=torch.float64, device="cpu")
     trace[0] = start
     if n > 1:
         native_engine.advance(block, block.programs[0], n - 1, trace=trace[1:])

@@ -42,7 +42,7 @@ def is_probe(ledger: Ledger) -> bool:
     ``torch.distributed.checkpoint`` assigns lr 0 to every group, and gradients of zeros, and steps
     once; neither the params nor the schedule may move.
     """
-    if not ledger.zeroed or ledger.keeper.state:
+    if not ledger.zeroed or ledger.stepped or ledger.keeper.state or capturing():
         return False
     if ledger.zeroed != {id(group) for group in ledger.optimizer.param_groups}:
         return False
@@ -73,6 +73,7 @@ def count(
     """
     ledger.keeper.behind = True
     ledger.zeroed.clear()
+    ledger.stepped = ledger.stepped or advance
     if any(capturing(plan.device) for plan in plans):
         ledger.captured = True
         return

@@ -12,7 +12,7 @@ from torch import Tensor
 from fused_sched.tables import layout
 from fused_sched.tables.program import Row
 
-from .plan import Plan, capturing
+from .plan import Plan, refuse_capturing
 
 if TYPE_CHECKING:
     from .ledger import Ledger
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 class History:
     """The values that the last steps used, kept without a sync, also by replays of a graph.
 
-    Made by ``scheduler.history(capacity)``. Each optimizer step that is made writes one entry: a
-    step that a GradScaler stops writes none. The host reads only in ``drain()``.
+    Made by ``scheduler.history(capacity)``, and kept until ``close()``, also by the optimizer. Each
+    optimizer step that is made writes one entry: a step that a GradScaler stops writes none. The
+    host reads only in ``drain()``.
 
     Attributes:
         capacity: steps that the ring holds, 8 bytes per step, group and name.
@@ -36,11 +37,11 @@ class History:
         self.names = tuple(names)
         self.missed = 0
         self._ledger = weakref.ref(ledger)
-        self._plan: Plan | None = None
-        self._rings = torch.empty(0)
-        self._from = 0  # clock of the plan at the first step that has not been taken
+        self._plan: weakref.ref[Plan] | None = None
+        self._rings = torch.empty(0)  # [names, slots, groups]
+        self._from = 0  # clock of the plan at the first step that was not taken from the rings
         self._taken: list[Tensor] = []  # [steps, names, groups]
-        self._drained = 0
+        self._drained = 0  # number of the first step in _taken
 
     # -- the launch's side -----------------------------------------------------------------------
 
@@ -50,17 +51,24 @@ class History:
         return [Row(layout.HISTORY, words={layout.COLUMN: column}) for column in at]
 
     def bind(self, plan: Plan, groups: int) -> list[tuple[int, int]]:
-        """(address, capacity) of each row's ring, for the launches of a plan."""
-        if plan is not self._plan or self._rings.shape[-1] != groups:
-            self._leave()
-            shape = len(self.names), self.capacity, groups
-            self._rings = torch.zeros(shape, dtype=torch.float64, device=plan.device)
-            self._plan, self._from = plan, plan.clock
-        return [(ring.data_ptr(), self.capacity) for ring in self._rings]
+        """(address, slots) of each row's ring, for the launches of a plan."""
+        if self._plan is None or self._plan() is not plan or self._rings.shape[-1] != groups:
+            # One slot more: the launch under way may be writing while another thread reads.
+            shape = len(self.names), self.capacity + 1, groups
+            rings = torch.zeros(shape, dtype=torch.float64, device=plan.device)
+            self.leave()
+            self._rings, self._plan, self._from = rings, weakref.ref(plan), plan.clock
+        return [(ring.data_ptr(), self.capacity + 1) for ring in self._rings]
+
+    def overlook(self) -> None:
+        """The last launch was a checkpoint's probe, which writes nothing."""
+        plan = None if self._plan is None else self._plan()
+        if plan is not None:
+            self._from = plan.clock
 
     def note(self, record: Tensor, columns: Sequence[str]) -> None:
         """A step of the eager engine, by the host's values: float64 [columns, groups]."""
-        self._leave()
+        self.leave()
         self._keep(record[[columns.index(name) for name in self.names]][None])
 
     # -- the reader's side -----------------------------------------------------------------------
@@ -81,43 +89,54 @@ class History:
         ledger = self._ledger()
         if ledger is None:
             raise RuntimeError("The optimizer of this history is gone; drain() before")
-        if capturing():
-            raise RuntimeError("history.drain() reads the device; call it outside the capture")
+        refuse_capturing("history.drain()")
         ledger.refresh_clock()
         self._take()
-        taken, self._taken = self._taken, []
-        groups = len(ledger.optimizer.param_groups)
-        values = torch.full((sum(map(len, taken)), len(self.names), groups), torch.nan).double()
-        for part, target in zip(taken, values.split([len(part) for part in taken])):
-            target[:, :, : part.shape[2]] = part
+        values = self._joined(len(ledger.optimizer.param_groups))
+        self._taken.clear()
         first, self._drained = self._drained, self._drained + len(values)
-        steps = torch.arange(first, self._drained)
+        steps = torch.arange(first, self._drained, device="cpu")
         return {"step": steps, **dict(zip(self.names, values.unbind(1)))}
+
+    def _joined(self, groups: int) -> Tensor:
+        """What was taken, [steps, names, groups]; the number of groups may have changed."""
+        sizes = [len(part) for part in self._taken]
+        widest = max([groups, *(part.shape[2] for part in self._taken)])
+        shape = sum(sizes), len(self.names), widest
+        values = torch.full(shape, torch.nan, dtype=torch.float64, device="cpu")
+        for part, target in zip(self._taken, values.split(sizes)):
+            target[:, :, : part.shape[2]] = part
+        return values
 
     def close(self) -> None:
         """Keep nothing from here on: the rows leave the launch."""
         ledger = self._ledger()
         if ledger is not None and self in ledger.schedules.histories:
+            refuse_capturing("history.close()")
             ledger.refuse_if_captured("history.close()")
+            ledger.refresh()
             ledger.refresh_clock()
-            self._leave()
+            self.leave()
             ledger.schedules.histories.remove(self)
             ledger.reprogram()
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
         """Another plan writes from here on, or none."""
         self._take()
         self._plan = None
 
     def _take(self) -> None:
         """What the ring holds of the steps that the plan's clock has counted."""
-        if self._plan is None:
+        plan = None if self._plan is None else self._plan()
+        if plan is None:
             return
-        clock = self._plan.clock
+        if plan.device.type == "cuda":  # launches may be on any stream
+            torch.cuda.synchronize(plan.device)
+        clock = plan.clock
         first = max(self._from, clock - self.capacity)
         self._skip(first - self._from)
         if clock > first:
-            at = torch.arange(first, clock) % self.capacity
+            at = torch.arange(first, clock, device="cpu") % (self.capacity + 1)
             self._keep(self._rings.cpu()[:, at].transpose(0, 1))
         self._from = clock
 

@@ -24,7 +24,7 @@ from .explicit import step_scheduler
 from .history import History
 from .lean import Lean
 from .loading import Loading
-from .plan import RELEASE, Plan, capturing
+from .plan import RELEASE, Plan, capturing, refuse_capturing
 from .rates import Rates, rates_of, read_rates, write_rates
 from .schedules import Fused, Schedules
 from .state import StateKeeper
@@ -49,6 +49,7 @@ class Ledger:
         self.lean = Lean()
         self.since_upload = 0
         self._busy = 0
+        self.stepped = False  # whether a step was ever made
         self.zeroed: set[int] = set()  # groups whose lr was assigned 0 since the last step
         self.stepper = Stepper(self)
 
@@ -185,24 +186,24 @@ class Ledger:
             programs, explicit = self.schedules.lower(groups, self.programs)
         if self.captured and not all(plan.fits(groups, programs) for plan in plans):
             raise RuntimeError(f"The schedule program changed its size, but {RELEASE}.")
+        places = self._history_places(plans, groups)
         self.programs, self.schedules.explicit = programs, explicit
         for plan in plans:
             if not plan.fits(groups, self.programs):
                 self.refresh_clock()
                 plan.build_block(len(self.schedules.columns), groups, self.programs)
-            self._bind_histories(plan, groups, first=plan is plans[0])
+            for row, place in zip(programs[0].histories, places):
+                here = place if plan is plans[0] else (0, 0)
+                programs[0].ops[row, layout.ADDRESS], programs[0].ops[row, layout.AUX_LENGTH] = here
             plan.send_values(record, self.programs)
 
-    def _bind_histories(self, plan: Plan, groups: int, first: bool) -> None:
-        """Where the HISTORY rows of a plan's launches write: on the first device alone."""
-        places = ((0, 0),) * len(self.programs[0].histories)
-        if first and self.schedules.histories:
-            self.refresh_clock()
-            histories = self.schedules.histories
-            places = tuple(place for one in histories for place in one.bind(plan, groups))
-        for row, place in zip(self.programs[0].histories, places, strict=True):
-            words = self.programs[0].ops[row]
-            words[layout.ADDRESS], words[layout.AUX_LENGTH] = place
+    def _history_places(self, plans: Sequence[Plan], groups: int) -> list[tuple[int, int]]:
+        """Where the HISTORY rows write, on the first device alone; may fail to allocate it."""
+        histories = self.schedules.histories
+        if not plans or not histories:
+            return []
+        self.refresh_clock()
+        return [place for history in histories for place in history.bind(plans[0], groups)]
 
     def follow(self, scheduler: Any) -> None:
         """A scheduler has stepped on the host: send what it may have changed."""
@@ -243,14 +244,25 @@ class Ledger:
             self.schedules.fused = before
             raise
 
-    def keep_history(self, scheduler: Any, capacity: int) -> History:
-        """Let the launches write down what they use of the values that a scheduler moves."""
+    def keep_history(self, names: Sequence[str], capacity: int) -> History:
+        """Let the launches write down what they use of these columns."""
+        refuse_capturing("history()")
         self.refuse_if_captured("history()")
         self.refresh()
-        history = History(self, self.schedules.moved_by(scheduler), capacity)
+        history = History(self, names, capacity)
         self.schedules.histories.append(history)
-        self.upload()
+        try:
+            self.upload()
+        except BaseException:
+            self.schedules.histories.remove(history)
+            raise
         return history
+
+    def leave_plans(self) -> None:
+        """The plans go: what their launches have written is taken."""
+        self.refresh_clock()
+        for history in self.schedules.histories:
+            history.leave()
 
     def step_scheduler(self, scheduler: Any, *args: Any, **kwargs: Any) -> None:
         """``scheduler.step()`` of one of our schedulers."""

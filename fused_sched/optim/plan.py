@@ -29,6 +29,12 @@ def capturing(device: torch.device | None = None) -> bool:
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
+def refuse_capturing(what: str) -> None:
+    """Raise for a call that reads the device or allocates, while a stream captures."""
+    if capturing():
+        raise RuntimeError(f"{what} cannot run while a CUDA graph is being captured")
+
+
 def refuse_capture(device: torch.device, name: str, what: str) -> None:
     """Raise while a stream captures, where something would have to be allocated."""
     if capturing(device):

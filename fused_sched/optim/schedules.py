@@ -89,11 +89,6 @@ class Schedules:
         """Whether a schedule moves momentum, so that a momentum of 0 may not stay 0."""
         return any(_cycles(one) for one in self.roots())
 
-    def moved_by(self, scheduler: Any) -> list[str]:
-        """The columns that a scheduler moves."""
-        momentum = "momentum" if "momentum" in self.columns else "beta1"
-        return [getattr(scheduler, "hyper", "lr"), *[momentum] * _cycles(scheduler)]
-
     def find(self, scheduler: Any) -> Fused | None:
         return next((f for f in self.fused if f.scheduler is scheduler), None)
 

@@ -82,6 +82,7 @@ class Stepper:
         if ledger.plans:
             ledger.refresh()
             ledger.show_state()
+            ledger.leave_plans()
         ledger.lean.drop_schedule(ledger)
         ledger.plans.clear()
         self.params, self._sizes = params, sizes
@@ -137,6 +138,7 @@ class Stepper:
             ledger.refuse_if_captured(f"Taking the params from {gone[0]} or its engine")
             ledger.refresh()
             ledger.show_state()
+            ledger.leave_plans()
             for device in gone:
                 del ledger.plans[device]
 
@@ -264,6 +266,8 @@ class Stepper:
         count(ledger, plans, grads, moved, scaled, advance)
         if not advance:
             ledger.upload()  # without the schedule the launch left one half of the record behind
+            for history in ledger.schedules.histories:
+                history.overlook()
         elif not eager and eager is not None:
             ledger.lean.keep_step(ledger)
 
