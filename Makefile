@@ -22,10 +22,10 @@ demo: .venv/.ready
 test: lint
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --ignore=tests/gpu tests
 
-# The long form: five times the random schedules; writes docs/conformance.md. About 15 minutes.
+# The long form: three times the random schedules; writes docs/conformance.md. About 12 minutes.
 conformance: .venv/.ready
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -p tests.conformance --conformance docs/conformance.md \
-		--times-examples 5 --ignore=tests/gpu tests
+		--times-examples 3 --ignore=tests/gpu tests
 
 lint: .venv/.ready
 	$(PY) -m ruff check .
