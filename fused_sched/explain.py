@@ -78,13 +78,13 @@ def explain(optimizer: Any) -> Explanation:
         raise TypeError(f"{type(optimizer).__name__} is not an optimizer of fused_sched.optim")
     devices = ledger.stepper.devices()
     engines = {str(device): choose.engine_for(device) for device in devices}
-    tables = [plan.table for plan in ledger.plans.values()]
+    tables = [plan.table for plan in ledger.mirror.plans.values()]
     on_tables = bool(devices) and all(e.NAME != "eager" for e in engines.values())
     on_gpu = on_tables and _any_cuda(devices)
-    schedules = ledger.schedules
+    schedules = ledger.mirror.schedules
     explicit = [one for one in schedules.roots() if schedules.find(one) is None]
     staged = sum(len(table.staged) for table in tables)
-    copies = staged + len(ledger.rates())
+    copies = staged + len(ledger.mirror.rates())
     return Explanation(
         engine={device: engine.NAME for device, engine in engines.items()},
         reason={str(device): choose.why(device) for device in devices},

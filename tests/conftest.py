@@ -12,7 +12,7 @@ import torch
 
 import fused_sched
 from fused_sched.lr_scheduler import base
-from fused_sched.optim import lean
+from fused_sched.optim import explicit, stepper
 from tests.interpreter import quick, round_as_gpus_do
 
 torch.set_num_threads(1)  # the suite runs in parallel, on tensors that are small
@@ -47,8 +47,8 @@ def launch_engine(request):
 @pytest.fixture
 def whole_steps(monkeypatch):
     """No lean steps, as on the engines that have none."""
-    monkeypatch.setattr(lean.Lean, "keep_step", lambda *_: None)
-    monkeypatch.setattr(lean.Lean, "keep_schedule", lambda *_: None)
+    monkeypatch.setattr(stepper, "keep_step", lambda *_: None)
+    monkeypatch.setattr(explicit, "keep_schedule", lambda *_: None)
 
 
 @pytest.fixture

@@ -473,8 +473,8 @@ def test_schedule_alone_gets_the_cpu_engines_values(on_host):
     with fused_sched.use_engine("native"):
         opt.prepare()
     ledger = opt._ledger
-    (plan,) = ledger.plans.values()
-    number = ledger.schedules.program_of(sched)
+    (plan,) = ledger.mirror.plans.values()
+    number = ledger.mirror.schedules.program_of(sched)
     results = []
     for advance in (CPU_ADVANCE, native_cuda.advance):
         block = plan.block.on_host(plan.block.memory.clone())

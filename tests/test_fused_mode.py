@@ -202,7 +202,7 @@ def test_interval_changed_keeps_the_order_of_the_schedules(engine):
     for scheduler in side.schedulers:
         fused_sched.fuse(side.opt, scheduler)
     fused_sched.fuse(side.opt, side.scheduler, interval=2)
-    fused = side.opt._ledger.schedules.fused
+    fused = side.opt._ledger.mirror.schedules.fused
     assert [one.scheduler for one in fused] == side.schedulers
     assert [one.interval for one in fused] == [2, 1]
 
@@ -305,10 +305,12 @@ def test_nested_composites_come_back_from_the_device(build, launch_engine):
     twins = Twins(build)
     twins.run(5)
     for steps in (3, 4):
-        twins.ours.opt._ledger.values_ahead = True  # as after a metric that stays on the device
+        twins.ours.opt._ledger.mirror.values_ahead = (
+            True  # as after a metric that stays on the device
+        )
         twins.check_host()
         twins.run(steps)
-    twins.ours.opt._ledger.values_ahead = True
+    twins.ours.opt._ledger.mirror.values_ahead = True
     twins.check_host()
 
 
@@ -324,7 +326,7 @@ def test_recursive_table_beside_another_schedule_of_lr_is_refused(engine):
     with pytest.raises(ValueError, match="cannot share lr with another schedule"):
         fused_sched.fuse(side.opt, side.schedulers[1])
     side.step()
-    assert [one.scheduler for one in side.opt._ledger.schedules.fused] == [side.scheduler]
+    assert [one.scheduler for one in side.opt._ledger.mirror.schedules.fused] == [side.scheduler]
 
 
 # -- schedules that end --------------------------------------------------------------------------
@@ -358,7 +360,7 @@ def test_table_that_ran_out_in_a_graph_holds_and_says_so(build, launch_engine):
     twins = Twins(build)
     twins.run(5)
     ledger = twins.ours.opt._ledger
-    ledger.captured = True  # the steps from here on stand for replays
+    ledger.mirror.captured = True  # the steps from here on stand for replays
     held = record(twins.ours.opt)
     for _ in range(3):
         twins.ours.step()
@@ -477,7 +479,7 @@ def test_classes_of_others_are_tabulated(engine, mode, build):
 def test_stateful_class_comes_back_from_the_device(launch_engine):
     twins = Twins(on_stock_base(stateful))
     twins.run(5)
-    twins.ours.opt._ledger.values_ahead = True
+    twins.ours.opt._ledger.mirror.values_ahead = True
     twins.check_host()
     assert twins.ours.scheduler.calls == twins.stock.scheduler.calls
 
@@ -615,7 +617,7 @@ def test_change_that_a_graph_cannot_follow_is_refused_and_leaves_the_rest(launch
     side = our_side(make("StepLR", step_size=2))
     fused_sched.fuse(side.opt, side.scheduler)
     side.step()
-    side.opt._ledger.captured = True  # as after a capture
+    side.opt._ledger.mirror.captured = True  # as after a capture
     saved = side.scheduler.state_dict()
     with pytest.raises(RuntimeError, match="changed its size.*release_capture"):
         side.scheduler.step_size = 2.5  # has no opcode: a table would have to be allocated

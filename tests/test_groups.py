@@ -42,8 +42,8 @@ def ahead(engine):
 
 def record(opt: Any, name: str, group: int = 0) -> list[float]:
     """Both halves of the device's record, of every plan."""
-    column = opt._ledger.schedules.columns.index(name)
-    blocks = [plan.block for plan in opt._ledger.plans.values()]
+    column = opt._ledger.mirror.schedules.columns.index(name)
+    blocks = [plan.block for plan in opt._ledger.mirror.plans.values()]
     return [value for block in blocks for value in block.record[:, column, group].tolist()]
 
 

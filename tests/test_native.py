@@ -182,7 +182,7 @@ def test_tables_take_less_than_a_hundred_bytes_a_tensor():
     opt = fused_sched.optim.AdamW(params)
     with fused_sched.use_engine("native"):
         opt.step()
-    (plan,) = opt._ledger.plans.values()
+    (plan,) = opt._ledger.mirror.plans.values()
     tables = (plan.table.addresses, plan.table.info, plan.table.chunks, plan.table.ends)
     assert sum(table.nbytes for table in tables) + plan.block.offsets.nbytes < 100 * len(params)
 

@@ -92,9 +92,9 @@ class OnDevice:
         self.opt, self.scheduler = pair(case, name, fused_sched.optim, fused_sched.lr_scheduler)
         self.opt.prepare()
         self.ledger = self.opt._ledger
-        (plan,) = self.ledger.plans.values()
+        (plan,) = self.ledger.mirror.plans.values()
         self.block = plan.block
-        self.program = plan.block.programs[self.ledger.schedules.program_of(self.scheduler)]
+        self.program = plan.block.programs[self.ledger.mirror.schedules.program_of(self.scheduler)]
 
     def advance(self, steps: int = 1, metric: float | None = None) -> Tensor:
         """The hyper record after each step: [steps, columns, groups]."""
@@ -102,7 +102,7 @@ class OnDevice:
         given = None if metric is None else torch.tensor([metric], dtype=torch.float64)
         engine = engine_for(torch.device("cpu"))
         engine.advance(self.block, self.program, steps, metric=given, trace=trace)
-        self.ledger.values_ahead = True
+        self.ledger.mirror.values_ahead = True
         return trace
 
     def values(self, steps: int) -> Tensor:

@@ -104,7 +104,7 @@ def test_values_far_beyond_any_horizon(case):
         opt = optimizer(fused_sched.optim)
         scheduler = case.build(opt)
         fused_sched.fuse(opt, scheduler)
-        (plan,) = opt._ledger.plans.values()
+        (plan,) = opt._ledger.mirror.plans.values()
         program = plan.block.programs[0]
         for epoch in (TOTAL, 10_001, 1_000_000):
             plan.engine.advance(plan.block, program, epoch - int(program.ops[1, layout.EPOCH]))

@@ -119,7 +119,7 @@ def record(opt: Any) -> Tensor:
     Nothing catches up for it: on the eager engine it is what the groups say.
     """
     ledger = getattr(opt, "_fused_sched_ledger", None)
-    for plan in () if ledger is None else ledger.plans.values():
+    for plan in () if ledger is None else ledger.mirror.plans.values():
         return plan.block.record[int(plan.block.clock[0]) & 1].t().clone()
     encode = getattr(fused_sched.optim, type(opt).__name__)._encode
     return torch.tensor([encode(group) for group in opt.param_groups], dtype=torch.float64)

@@ -80,9 +80,11 @@ class DeviceScheduler(LookAhead, Lowering, TorchScheduler):
         self._set_horizon(horizon)
         ledger = ledger_of(optimizer)
         if ledger is not None and not capturing():
-            ledger.refresh()
+            ledger.mirror.refresh()
         if hyper != "lr" and isinstance(optimizer, torch.optim.Optimizer):
-            check_hyper(optimizer, hyper, None if ledger is None else ledger.schedules.columns)
+            check_hyper(
+                optimizer, hyper, None if ledger is None else ledger.mirror.schedules.columns
+            )
             self.__dict__["_hyper"] = hyper
         with self._on_host(optimizer):
             super().__init__(optimizer, *args, **kwargs)
@@ -104,9 +106,9 @@ class DeviceScheduler(LookAhead, Lowering, TorchScheduler):
         """Make the optimizer's ledger know this scheduler and send what it has set."""
         ledger = ledger_of(self.__dict__.get("optimizer"))
         if ledger is not None:
-            ledger.refresh()
-            ledger.schedules.register(self, self._children())
-            ledger.upload()
+            ledger.mirror.refresh()
+            ledger.mirror.schedules.register(self, self._children())
+            ledger.mirror.upload()
 
     @skip
     def step(self, *args: Any, **kwargs: Any) -> None:
@@ -163,7 +165,7 @@ class DeviceScheduler(LookAhead, Lowering, TorchScheduler):
         ledger = ledger_of(self.__dict__.get("optimizer"))
         # As one: a composite's children must neither read nor send between its parts.
         with self._all_or_nothing():
-            with nullcontext() if ledger is None else ledger.host_only():
+            with nullcontext() if ledger is None else ledger.mirror.host_only():
                 super().load_state_dict(state_dict)
             self._reprogram()
 
@@ -192,7 +194,7 @@ class DeviceScheduler(LookAhead, Lowering, TorchScheduler):
             )
         if not isinstance(capacity, int) or isinstance(capacity, bool) or capacity < 1:
             raise ValueError(f"Expected positive integer capacity, but got {capacity}")
-        return ledger.keep_history(self._moved_columns(ledger.schedules.columns), capacity)
+        return ledger.keep_history(self._moved_columns(ledger.mirror.schedules.columns), capacity)
 
     def _moved_columns(self, columns: Sequence[str]) -> list[str]:
         """What this scheduler and those inside it move."""
@@ -202,10 +204,10 @@ class DeviceScheduler(LookAhead, Lowering, TorchScheduler):
 
     def __setattr__(self, name: str, value: Any) -> None:
         ledger = ledger_of(self.__dict__.get("optimizer"))
-        if ledger is None or ledger.hosting:
+        if ledger is None or ledger.mirror.hosting:
             super().__setattr__(name, value)
             return
-        ledger.refresh()
+        ledger.mirror.refresh()
         with self._all_or_nothing():
             super().__setattr__(name, value)
             self._reprogram()
@@ -229,7 +231,7 @@ class DeviceScheduler(LookAhead, Lowering, TorchScheduler):
         for key in (*CACHES, LEAN):
             state.pop(key, None)
         ledger = ledger_of(self.__dict__.get("optimizer"))
-        fused = None if ledger is None else ledger.schedules.find(self)
+        fused = None if ledger is None else ledger.mirror.schedules.find(self)
         if fused is not None:
             state["_fused"] = (fused.interval, fused.on_skip, fused.tick)
         return state
@@ -240,26 +242,26 @@ class DeviceScheduler(LookAhead, Lowering, TorchScheduler):
         self._enroll()
         ledger = ledger_of(self.__dict__.get("optimizer"))
         if fused is not None and ledger is not None:
-            ledger.schedules.fuse(Fused(self, *fused))
-            ledger.upload()
+            ledger.mirror.schedules.fuse(Fused(self, *fused))
+            ledger.mirror.upload()
 
     def _refresh(self) -> None:
         ledger = ledger_of(self.__dict__.get("optimizer"))
         if ledger is not None:
-            ledger.refresh()
+            ledger.mirror.refresh()
 
     def _reprogram(self) -> None:
         ledger = ledger_of(self.__dict__.get("optimizer"))
         if ledger is not None:
-            ledger.schedules.forget_tables()
-            ledger.reprogram()
+            ledger.mirror.schedules.forget_tables()
+            ledger.mirror.reprogram()
 
     @contextmanager
     def _on_host(self, optimizer: Any) -> Iterator[None]:
         """Within, torch's code runs on the host's account, on the hyperparameter of this one."""
         ledger = ledger_of(optimizer)
         with (
-            nullcontext() if ledger is None else ledger.host_only(),
+            nullcontext() if ledger is None else ledger.mirror.host_only(),
             in_place_of_lr(optimizer, self.hyper),
         ):
             yield
@@ -273,7 +275,7 @@ def _caught_up(state_dict: Any) -> Any:
         self._refresh()
         ledger = ledger_of(self.__dict__.get("optimizer"))
         if ledger is not None:
-            ledger.lean.drop_schedule(ledger)
+            ledger.mirror.drop_lean_schedule()
         return state_dict(self)
 
     return caught_up

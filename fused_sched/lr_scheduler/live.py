@@ -29,7 +29,7 @@ class Live:
             return self
         ledger = ledger_of(instance.__dict__.get("optimizer"))
         if ledger is not None:
-            ledger.refresh()
+            ledger.mirror.refresh()
         try:
             return instance.__dict__[self.name]
         except KeyError:
@@ -46,7 +46,7 @@ class Shared(Live):
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         ledger = None if instance is None else ledger_of(instance.__dict__.get("optimizer"))
-        if ledger is not None and not ledger.hosting:
-            ledger.refresh()
-            ledger.lean.drop_schedule(ledger)
+        if ledger is not None and not ledger.mirror.hosting:
+            ledger.mirror.refresh()
+            ledger.mirror.drop_lean_schedule()
         return super().__get__(instance, owner)

@@ -74,7 +74,7 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     @state.setter
     def state(self, value: Any) -> None:
-        self._ledger.drop_lean()
+        self._ledger.mirror.drop_lean()
         keeper = self._ledger.keeper
         keeper.state = value if isinstance(value, defaultdict) else defaultdict(dict, value)
         keeper.shown = True
@@ -94,10 +94,10 @@ class FusedOptimizer(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's; raises while a captured graph uses the tables."""
         ledger = self._ledger
-        ledger.refuse_if_captured("add_param_group()")
-        ledger.refresh()  # what the schedules did, they did to the groups that were there
+        ledger.mirror.refuse_if_captured("add_param_group()")
+        ledger.mirror.refresh()  # what the schedules did, they did to the groups that were there
         super().add_param_group(param_group)
-        if ledger.plans:
+        if ledger.mirror.plans:
             ledger.stepper.adopt()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -112,15 +112,18 @@ class FusedOptimizer(torch.optim.Optimizer):
         ledger = self._ledger
         if capturing():
             raise RuntimeError("load_state_dict() cannot run while a CUDA graph is being captured")
-        ledger.refresh()
-        ledger.refresh_clock()
-        optimizer = ledger.optimizer  # a wrapper (Lightning's, Accelerate's) must not be loaded
-        loading = Loading(ledger)
+        ledger.mirror.refresh()
+        ledger.mirror.refresh_clock()
+        optimizer = (
+            ledger.mirror.optimizer
+        )  # a wrapper (Lightning's, Accelerate's) must not be loaded
+        ledger.loading = loading = Loading(ledger.mirror, ledger.keeper, ledger.stepper)
         handle = optimizer.register_load_state_dict_pre_hook(loading.see)
         try:
             with loading.around():
                 super(FusedOptimizer, optimizer).load_state_dict(state_dict)
         finally:
+            ledger.loading = None
             handle.remove()
 
     # -- the step --------------------------------------------------------------------------------

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
-from .plan import Plan
+from .mirror import Mirror
+from .plan import Plan, capturing
+from .state import StateKeeper
 
-if TYPE_CHECKING:
-    from .ledger import Ledger
 
-
-def take_changes(ledger: Ledger, plan: Plan, in_place: bool) -> set[int]:
+def take_changes(mirror: Mirror, keeper: StateKeeper, plan: Plan, in_place: bool) -> set[int]:
     """Take the step counts and tensors that the state dict holds now.
 
     Returns:
         The members whose tensors are others now; with ``in_place`` only those that cannot be
         copied into the table's own without being rounded.
     """
-    keeper = ledger.keeper
-    ledger.refresh_clock()
+    mirror.refresh_clock()
     gone: set[int] = set()
     told = False
     for member in plan.table.members:
@@ -29,11 +27,22 @@ def take_changes(ledger: Ledger, plan: Plan, in_place: bool) -> set[int]:
             plan.offsets[member.index] = plan.clock - step
             keeper.note_step(member, step)
             told = True
-        if replaced and in_place and not moved and (ledger.captured or keeper.same_dtypes(member)):
-            with ledger.host_only():
-                keeper.restore(member, ledger.optimizer.param_groups[member.group])
+        if replaced and in_place and not moved and (mirror.captured or keeper.same_dtypes(member)):
+            with mirror.host_only():
+                keeper.restore(member, mirror.optimizer.param_groups[member.group])
         elif replaced:
             gone.add(member.index)
     if told and plan.block is not None:
         plan.send_clock()
     return gone
+
+
+def show_state(mirror: Mirror, keeper: StateKeeper) -> Any:
+    """``optimizer.state`` as of now."""
+    mirror.drop_lean()
+    keeper.shown = True
+    if not mirror.hosting and not capturing():
+        mirror.refresh_clock()
+        if any(plan.clock != plan.shown_clock for plan in mirror.plans.values()):
+            keeper.write_steps(mirror.plans.values())
+    return keeper.state

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from .mirror import Mirror
 from .writes import after_write, before_write
-
-if TYPE_CHECKING:
-    from .ledger import Ledger
 
 _MISSING = object()
 
@@ -21,19 +19,19 @@ class Group(dict[str, Any]):
     also between replays of a captured graph. Copies, pickles and checkpoints hold plain dicts.
     """
 
-    __slots__ = ("ledger",)
+    __slots__ = ("mirror",)
 
-    def __init__(self, values: dict[str, Any], ledger: Ledger) -> None:
+    def __init__(self, values: dict[str, Any], mirror: Mirror) -> None:
         super().__init__(values)
-        self.ledger = ledger
+        self.mirror = mirror
 
     def __getitem__(self, key: str) -> Any:
         if key != "params":
-            self.ledger.refresh()
+            self.mirror.refresh()
         return super().__getitem__(key)
 
     def get(self, key: str, default: Any = None) -> Any:
-        self.ledger.refresh()
+        self.mirror.refresh()
         return super().get(key, default)
 
     def __iter__(self) -> Iterator[str]:
@@ -41,31 +39,31 @@ class Group(dict[str, Any]):
         return super().__iter__()
 
     def items(self) -> Any:
-        self.ledger.refresh()
+        self.mirror.refresh()
         return super().items()
 
     def values(self) -> Any:
-        self.ledger.refresh()
+        self.mirror.refresh()
         return super().values()
 
     def __setitem__(self, key: str, value: Any) -> None:
-        before_write(self.ledger, self, key, value)
+        before_write(self.mirror, self, key, value)
         super().__setitem__(key, value)
-        after_write(self.ledger, self, key)
+        after_write(self.mirror, self, key)
 
     def __delitem__(self, key: str) -> None:
-        self.ledger.refresh()
+        self.mirror.refresh()
         super().__delitem__(key)
 
     def __eq__(self, other: object) -> bool:
-        self.ledger.refresh()
+        self.mirror.refresh()
         return super().__eq__(other)
 
     def __ne__(self, other: object) -> bool:
         return not self == other
 
     def __repr__(self) -> str:
-        self.ledger.refresh()
+        self.mirror.refresh()
         return super().__repr__()
 
     def setdefault(self, key: str, default: Any = None) -> Any:
@@ -96,7 +94,7 @@ class Group(dict[str, Any]):
 
     def copy(self) -> dict[str, Any]:
         """A plain dict with the values of now."""
-        self.ledger.refresh()
+        self.mirror.refresh()
         return self.raw()
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -1,21 +1,16 @@
-"""What the launches used: a ring on the device, written by the launch itself, read on demand."""
+"""What the launches used, read on demand."""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from fused_sched.tables import layout
-from fused_sched.tables.program import Row
-
-from .plan import Plan, refuse_capturing
-
-if TYPE_CHECKING:
-    from .ledger import Ledger
+from .mirror import Mirror
+from .plan import refuse_capturing
+from .rings import Rings
 
 
 class History:
@@ -32,46 +27,27 @@ class History:
         missed: steps whose values were overwritten before a ``drain()``.
     """
 
-    def __init__(self, ledger: Ledger, names: Sequence[str], capacity: int) -> None:
-        self.capacity = capacity
-        self.names = tuple(names)
-        self.missed = 0
-        self._ledger = weakref.ref(ledger)
-        self._plan: weakref.ref[Plan] | None = None
-        self._rings = torch.empty(0)  # [names, slots, groups]
-        self._from = 0  # clock of the plan at the first step that was not taken from the rings
-        self._taken: list[Tensor] = []  # [steps, names, groups]
-        self._drained = 0  # number of the first step in _taken
+    def __init__(self, mirror: Mirror, names: Sequence[str], capacity: int) -> None:
+        self._mirror = weakref.ref(mirror)
+        self._rings = Rings(names, capacity)
+        mirror.schedules.histories.append(self._rings)
+        try:
+            mirror.upload()
+        except BaseException:
+            mirror.schedules.histories.remove(self._rings)
+            raise
 
-    # -- the launch's side -----------------------------------------------------------------------
+    @property
+    def capacity(self) -> int:
+        return self._rings.capacity
 
-    def rows(self, columns: Sequence[str]) -> list[Row]:
-        """The rows that write the rings; their addresses come with ``bind``."""
-        at = (columns.index(name) for name in self.names)
-        return [Row(layout.HISTORY, words={layout.COLUMN: column}) for column in at]
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self._rings.names
 
-    def bind(self, plan: Plan, groups: int) -> list[tuple[int, int]]:
-        """(address, slots) of each row's ring, for the launches of a plan."""
-        if self._plan is None or self._plan() is not plan or self._rings.shape[-1] != groups:
-            # One slot more: the launch under way may be writing while another thread reads.
-            shape = len(self.names), self.capacity + 1, groups
-            rings = torch.zeros(shape, dtype=torch.float64, device=plan.device)
-            self.leave()
-            self._rings, self._plan, self._from = rings, weakref.ref(plan), plan.clock
-        return [(ring.data_ptr(), self.capacity + 1) for ring in self._rings]
-
-    def overlook(self) -> None:
-        """The last launch was a checkpoint's probe, which writes nothing."""
-        plan = None if self._plan is None else self._plan()
-        if plan is not None:
-            self._from = plan.clock
-
-    def note(self, record: Tensor, columns: Sequence[str]) -> None:
-        """A step of the eager engine, by the host's values: float64 [columns, groups]."""
-        self.leave()
-        self._keep(record[[columns.index(name) for name in self.names]][None])
-
-    # -- the reader's side -----------------------------------------------------------------------
+    @property
+    def missed(self) -> int:
+        return self._rings.missed
 
     def drain(self) -> dict[str, Tensor]:
         """What the steps since the last ``drain()`` used, the last ``capacity`` of them.
@@ -86,70 +62,23 @@ class History:
         Raises:
             RuntimeError: the optimizer is gone, or a CUDA graph is being captured.
         """
-        ledger = self._ledger()
-        if ledger is None:
+        mirror = self._mirror()
+        if mirror is None:
             raise RuntimeError("The optimizer of this history is gone; drain() before")
         refuse_capturing("history.drain()")
-        ledger.refresh_clock()
-        self._take()
-        values = self._joined(len(ledger.optimizer.param_groups))
-        self._taken.clear()
-        first, self._drained = self._drained, self._drained + len(values)
-        steps = torch.arange(first, self._drained, device="cpu")
+        mirror.refresh_clock()
+        first, values = self._rings.drain(len(mirror.optimizer.param_groups))
+        steps = torch.arange(first, first + len(values), device="cpu")
         return {"step": steps, **dict(zip(self.names, values.unbind(1)))}
-
-    def _joined(self, groups: int) -> Tensor:
-        """What was taken, [steps, names, groups]; the number of groups may have changed."""
-        sizes = [len(part) for part in self._taken]
-        widest = max([groups, *(part.shape[2] for part in self._taken)])
-        shape = sum(sizes), len(self.names), widest
-        values = torch.full(shape, torch.nan, dtype=torch.float64, device="cpu")
-        for part, target in zip(self._taken, values.split(sizes)):
-            target[:, :, : part.shape[2]] = part
-        return values
 
     def close(self) -> None:
         """Keep nothing from here on: the rows leave the launch."""
-        ledger = self._ledger()
-        if ledger is not None and self in ledger.schedules.histories:
+        mirror = self._mirror()
+        if mirror is not None and self._rings in mirror.schedules.histories:
             refuse_capturing("history.close()")
-            ledger.refuse_if_captured("history.close()")
-            ledger.refresh()
-            ledger.refresh_clock()
-            self.leave()
-            ledger.schedules.histories.remove(self)
-            ledger.reprogram()
-
-    def leave(self) -> None:
-        """Another plan writes from here on, or none."""
-        self._take()
-        self._plan = None
-
-    def _take(self) -> None:
-        """What the ring holds of the steps that the plan's clock has counted."""
-        plan = None if self._plan is None else self._plan()
-        if plan is None:
-            return
-        if plan.device.type == "cuda":  # launches may be on any stream
-            torch.cuda.synchronize(plan.device)
-        clock = plan.clock
-        first = max(self._from, clock - self.capacity)
-        self._skip(first - self._from)
-        if clock > first:
-            at = torch.arange(first, clock, device="cpu") % (self.capacity + 1)
-            self._keep(self._rings.cpu()[:, at].transpose(0, 1))
-        self._from = clock
-
-    def _keep(self, values: Tensor) -> None:
-        """Steps behind those that wait; no more than the capacity wait."""
-        self._taken.append(values)
-        while sum(map(len, self._taken)) > self.capacity:
-            surplus = sum(map(len, self._taken)) - self.capacity
-            oldest = self._taken.pop(0)
-            if len(oldest) > surplus:
-                self._taken.insert(0, oldest[surplus:])
-            self._skip(min(len(oldest), surplus))
-
-    def _skip(self, steps: int) -> None:
-        self.missed += steps
-        self._drained += steps
+            mirror.refuse_if_captured("history.close()")
+            mirror.refresh()
+            mirror.refresh_clock()
+            self._rings.leave()
+            mirror.schedules.histories.remove(self._rings)
+            mirror.reprogram()

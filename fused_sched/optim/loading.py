@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from .mirror import Mirror
 from .plan import RELEASE
-
-if TYPE_CHECKING:
-    from .ledger import Ledger
+from .state import StateKeeper
+from .stepper import Stepper
 
 
 class Loading:
     """One call of torch's ``load_state_dict``, from the state dict to the tables."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
-        self._groups = ledger.optimizer.param_groups
+    def __init__(self, mirror: Mirror, keeper: StateKeeper, stepper: Stepper) -> None:
+        self._mirror = mirror
+        self._keeper = keeper
+        self._stepper = stepper
+        self._groups = mirror.optimizer.param_groups
         self._given: dict[str, Any] = {}
 
     def see(self, _: Any, state_dict: dict[str, Any]) -> None:
@@ -31,45 +33,40 @@ class Loading:
             RuntimeError: a captured graph lacks a state that the checkpoint asks for.
             ValueError: the checkpoint does not fit.
         """
-        ledger = self._ledger
-        groups = ledger.optimizer.param_groups
-        _check_groups(ledger, self._groups, groups)
-        ledger.keeper.state = ledger.keeper.taken(self._given, groups)
+        groups = self._mirror.optimizer.param_groups
+        _check_groups(self._mirror, self._groups, groups)
+        self._keeper.state = self._keeper.taken(self._given, groups)
 
     @contextmanager
     def around(self) -> Iterator[None]:
         """The call itself; if anything in it raises, nothing was loaded."""
-        ledger = self._ledger
-        keeper = ledger.keeper
+        mirror, keeper = self._mirror, self._keeper
         before = keeper.state, keeper.shown
-        ledger.drop_lean()
-        ledger.loading = self
+        mirror.drop_lean()
         try:
-            with ledger.host_only():
+            with mirror.host_only():
                 yield
         except BaseException:
-            ledger.optimizer.param_groups = self._groups
+            mirror.optimizer.param_groups = self._groups
             keeper.state, keeper.shown = before
             raise
-        finally:
-            ledger.loading = None
         keeper.shown = True
-        ledger.stepper.load()
+        self._stepper.load()
 
 
 def _check_groups(
-    ledger: Ledger, old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]
+    mirror: Mirror, old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]
 ) -> None:
-    rules = ledger.rules
+    rules = mirror.rules
     for number, (before, after) in enumerate(zip(old, new, strict=True)):
         try:
-            ledger.encode(after)
+            mirror.encode(after)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"The checkpoint's param group {number} is not one of {rules.__name__}: "
                 f"{error!r}; nothing was loaded"
             ) from error
-        if ledger.captured and len(rules._state_names(after)) > len(rules._state_names(before)):
+        if mirror.captured and len(rules._state_names(after)) > len(rules._state_names(before)):
             raise RuntimeError(
                 f"Param group {number} of the checkpoint has more state, but {RELEASE}."
             )

@@ -49,6 +49,7 @@ class Plan:
 
     Attributes:
         clock: launches that moved the params, as far as the host knows.
+        shown_clock: the clock to which the step counts in ``optimizer.state`` belong.
         offsets: per param, the launches that it missed; its step is ``clock - offset``.
     """
 
@@ -60,6 +61,7 @@ class Plan:
         self.rule = rule
         self.name = name
         self.clock = 0
+        self.shown_clock = 0
         self.offsets = [0] * params
         self.block: Block | None = None
         self.table = ParamTable([], device, name)

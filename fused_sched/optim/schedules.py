@@ -11,7 +11,7 @@ from fused_sched.tables import layout
 from fused_sched.tables.block import Block
 from fused_sched.tables.program import Assembled, Entry, Row, Segments, Source, assemble
 
-from .history import History
+from .rings import Rings
 
 NO_FORM = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What running a scheduler ahead raises, from torch's code and users' alike."""
@@ -69,7 +69,7 @@ class Schedules:
         self.explicit: list[weakref.ref[Any]] = []  # those with a program of their own
         self.in_graphs: list[Any] = []  # those that captured graphs step
         self.refused: dict[int, str] = {}
-        self.histories: list[History] = []
+        self.histories: list[Rings] = []
         self._roots: list[weakref.ref[Any]] = []
 
     def register(self, scheduler: Any, children: Sequence[Any] = ()) -> None:

@@ -26,7 +26,6 @@ class StateKeeper:
     Attributes:
         state: torch's ``{param: {"step": ..., "exp_avg": ...}}``.
         shown: somebody may have changed ``state`` since the tables were built from it.
-        behind: launches have run since the step counts in ``state`` were written.
         waiting: the state of params that no step has reached, not shown yet.
     """
 
@@ -34,7 +33,6 @@ class StateKeeper:
         self._rules = rules
         self.state: defaultdict[Tensor, Entry] = defaultdict(dict)
         self.shown = False
-        self.behind = False
         self.waiting: dict[Tensor, Entry] = {}
         self._steps_seen: dict[Tensor, tuple[Any, int]] = {}  # what ``state`` holds, by us
         self._hidden: set[Tensor] = set()  # params whose momentum buffer is shown as None
@@ -106,10 +104,11 @@ class StateKeeper:
         """Whether a step has shown the member's state."""
         return member.param not in self.waiting
 
-    def publish(self, members: Iterable[Member]) -> None:
+    def publish(self, plan: Plan, members: Iterable[Member]) -> None:
         """Show the state of params that a step has now reached."""
         if not self.waiting:
             return
+        plan.shown_clock = -1  # even where an overflow stopped the clock
         for member in members:
             entry = self.waiting.pop(member.param, None)
             if entry:
@@ -117,8 +116,8 @@ class StateKeeper:
 
     def write_steps(self, plans: Iterable[Plan]) -> None:
         """Bring the step counts in ``state`` up to date, except where others wrote their own."""
-        self.behind = False
         for plan in plans:
+            plan.shown_clock = plan.clock
             if self._rules._HAS_STEP:
                 self._write_counts(plan)
             else:

@@ -2,39 +2,36 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
+from .mirror import Mirror
 from .plan import RELEASE, capturing
 
-if TYPE_CHECKING:
-    from .group import Group
-    from .ledger import Ledger
 
-
-def before_write(ledger: Ledger, group: Group, key: str, value: Any) -> None:
+def before_write(mirror: Mirror, group: dict[str, Any], key: str, value: Any) -> None:
     """Raise if a write cannot take effect; catch up if it must build on the device's values.
 
     Raises:
         RuntimeError: a stream captures, or a captured graph cannot follow the write.
         TypeError, ValueError: the value is not what the device's record holds.
     """
-    if ledger.hosting or ledger.reference() is None:
+    if mirror.hosting or mirror.reference() is None:
         return
     if isinstance(value, Tensor):
-        ledger.refresh()
-        ledger.lean.drop_schedule(ledger)
+        mirror.refresh()
+        mirror.drop_lean_schedule()
     if key != "lr" or isinstance(value, Tensor) or _is_zero(value):
-        ledger.drop_lean()
-    columns = key in ledger.rules._KEYS
+        mirror.drop_lean()
+    columns = key in mirror.rules._KEYS
     if columns:
         _refuse_under_capture(key)
-        _refuse_unusable(ledger, group, key, value)
+        _refuse_unusable(mirror, group, key, value)
     if key == "lr":
-        (ledger.zeroed.add if _is_zero(value) else ledger.zeroed.discard)(id(group))
-    if not columns or ledger.recursive() or not (ledger.values_ahead or ledger.captured):
-        ledger.refresh()
+        (mirror.zeroed.add if _is_zero(value) else mirror.zeroed.discard)(id(group))
+    if not columns or mirror.recursive() or not (mirror.values_ahead or mirror.captured):
+        mirror.refresh()
 
 
 def _refuse_under_capture(key: str) -> None:
@@ -46,15 +43,15 @@ def _refuse_under_capture(key: str) -> None:
         )
 
 
-def _refuse_unusable(ledger: Ledger, group: Group, key: str, value: Any) -> None:
-    if not ledger.plans:
+def _refuse_unusable(mirror: Mirror, group: dict[str, Any], key: str, value: Any) -> None:
+    if not mirror.plans:
         return
-    before = group.raw()
+    before = dict(dict.items(group))
     after = before | {key: value}
-    ledger.encode(after)
-    if not ledger.captured:
+    mirror.encode(after)
+    if not mirror.captured:
         return
-    if len(ledger.rules._state_names(after)) > len(ledger.rules._state_names(before)):
+    if len(mirror.rules._state_names(after)) > len(mirror.rules._state_names(before)):
         raise RuntimeError(f"param_group[{key!r}] = {value!r} needs more state, but {RELEASE}.")
     if isinstance(before.get(key), Tensor) and before[key] is not value:
         raise RuntimeError(
@@ -63,21 +60,21 @@ def _refuse_unusable(ledger: Ledger, group: Group, key: str, value: Any) -> None
         )
 
 
-def after_write(ledger: Ledger, group: Group, key: str) -> None:
+def after_write(mirror: Mirror, group: dict[str, Any], key: str) -> None:
     """Send one group's new value to the device."""
-    optimizer = ledger.reference()
-    if ledger.hosting or optimizer is None or not ledger.blocks():
+    optimizer = mirror.reference()
+    if mirror.hosting or optimizer is None or not mirror.blocks():
         return
     number = next((i for i, g in enumerate(optimizer.param_groups) if g is group), None)
     if number is None:
         return
-    columns = ledger.rules._KEYS.get(key, ())
-    if not columns or ledger.recursive():
-        ledger.upload()
+    columns = mirror.rules._KEYS.get(key, ())
+    if not columns or mirror.recursive():
+        mirror.upload()
         return
-    names = ledger.schedules.columns
-    values = dict(zip(names, ledger.encode(group.raw()), strict=True))
-    for plan in ledger.blocks():
+    names = mirror.schedules.columns
+    values = dict(zip(names, mirror.encode(dict(dict.items(group))), strict=True))
+    for plan in mirror.blocks():
         plan.write(number, {names.index(name): values[name] for name in columns})
 
 

@@ -163,5 +163,5 @@ def launched(call: Callable[[], object]) -> int:
 
 def plan_of(opt: Any) -> Plan:
     """The one plan of an optimizer."""
-    (plan,) = opt._ledger.plans.values()
+    (plan,) = opt._ledger.mirror.plans.values()
     return plan

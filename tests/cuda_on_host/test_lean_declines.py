@@ -10,6 +10,7 @@ from torch.nn import Parameter
 
 import fused_sched
 from fused_sched.engines import native_cuda
+from fused_sched.optim.lean_steps import keep_step
 from tests.cuda_on_host import stand_in
 from tests.cuda_on_host.stand_in import Stream, Streams, launched, plan_of
 from tests.test_lean import Both, Run
@@ -166,7 +167,7 @@ def test_it_declines_and_does_nothing(reason, streams, monkeypatch):
 
 def test_whole_step_runs_after_a_launch_that_failed(monkeypatch):
     both = Both()
-    both.ours.opt._ledger.drop_lean()
+    both.ours.opt._ledger.mirror.drop_lean()
     monkeypatch.setattr(native_cuda, "_number", lambda device: 9)  # no such GPU
     both.step(2)
     assert both.lean is not None
@@ -206,15 +207,15 @@ def test_schedule_ends_with_torchs_error():
 
 def two_devices(both: Both) -> None:
     ledger = both.ours.opt._ledger
-    ledger.plans[torch.device("meta")] = plan_of(both.ours.opt)
+    ledger.mirror.plans[torch.device("meta")] = plan_of(both.ours.opt)
 
 
 def captured_graph(both: Both) -> None:
-    both.ours.opt._ledger.captured = True
+    both.ours.opt._ledger.mirror.captured = True
 
 
 def skipped_by_a_scaler(both: Both) -> None:
-    both.ours.opt._ledger.values_ahead = True
+    both.ours.opt._ledger.mirror.values_ahead = True
 
 
 def state_in_somebodys_hands(both: Both) -> None:
@@ -249,11 +250,11 @@ REASONS = [
 def test_there_is_none(reason):
     both = Both()
     ledger = both.ours.opt._ledger
-    ledger.lean.keep_step(ledger)
+    keep_step(ledger.mirror, ledger.keeper, ledger.stepper.params)
     assert both.lean is not None
     reason(both)
     for _ in range(2):  # the second would make one
-        ledger.lean.keep_step(ledger)
+        keep_step(ledger.mirror, ledger.keeper, ledger.stepper.params)
         assert both.lean is None
 
 

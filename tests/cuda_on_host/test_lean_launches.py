@@ -20,7 +20,7 @@ from torch.nn import Parameter
 
 import fused_sched
 from fused_sched.engines.native_library import make_lean_step
-from fused_sched.optim import lean
+from fused_sched.optim import lean_steps
 from fused_sched.tables.block import Block
 from fused_sched.tables.params import ParamTable
 from tests.cuda_on_host import stand_in
@@ -91,7 +91,7 @@ def test_every_storage_gets_the_whole_steps_bits(dtype):
                 param.grad = torch.randn(param.shape).to(dtype)
             opt.step()
             if not lean:
-                opt._ledger.drop_lean()
+                opt._ledger.mirror.drop_lean()
         assert (opt._lean is not None) == lean
         return params
 
@@ -194,7 +194,7 @@ def test_lean_steps_of_a_copy_are_its_own():
 
 def test_it_is_no_cyclic_reference():
     both = Both()
-    both.ours.opt._ledger.schedules.fused.clear()  # held strongly, by design
+    both.ours.opt._ledger.mirror.schedules.fused.clear()  # held strongly, by design
     opt = weakref.ref(both.ours.opt)
     gc.collect()
     gc.disable()
@@ -219,7 +219,8 @@ def test_gpu_is_named_as_dlpack_names_it():
     plan = plan_of(both.ours.opt)
     module = SimpleNamespace(LeanStep=lambda *arguments: arguments)
     block: Any = SimpleNamespace(device=torch.device("cuda", 3))
-    found = lean._found(both.ours.opt._ledger, plan)
+    ledger = both.ours.opt._ledger
+    found = lean_steps._found(ledger.mirror, ledger.keeper, plan, ledger.stepper.params)
     _, noted, device, *_ = make_lean_step(module, b"", 3, block, plan.table, found)
     assert device == (2, 3)
     assert noted["_last_stream"] is plan._last_stream

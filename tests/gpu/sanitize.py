@@ -72,8 +72,8 @@ def schedules(device: torch.device) -> None:
     plateau = parts.ReduceLROnPlateau(opt, patience=1)
     opt.prepare()
     ledger = opt._ledger
-    (plan,) = ledger.plans.values()
-    program = plan.block.programs[ledger.schedules.program_of(sequential)]
+    (plan,) = ledger.mirror.plans.values()
+    program = plan.block.programs[ledger.mirror.schedules.program_of(sequential)]
     trace = torch.empty(12, *plan.block.record.shape[1:], dtype=torch.float64, device=device)
     plan.engine.advance(plan.block, program, 12, trace=trace)
     assert bool(trace.isfinite().all())

@@ -106,7 +106,7 @@ def test_edits_of_each_group_reach_that_group(device):
 
 def addresses(ours: Training) -> list[int]:
     """Every address that a graph may know, but the gradients'."""
-    (plan,) = ours.opt._ledger.plans.values()
+    (plan,) = ours.opt._ledger.mirror.plans.values()
     state = ours.opt.state
     tensors = [state[p][key] for p in state for key in state[p] if key != "step"]
     tables = [plan.block.memory, plan.table.info, plan.table.chunks]

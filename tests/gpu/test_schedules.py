@@ -28,9 +28,9 @@ class OnDevice:
         self.scheduler = case.build(fused_sched.lr_scheduler, self.opt)
         self.opt.prepare()
         ledger = self.opt._ledger
-        (plan,) = ledger.plans.values()
+        (plan,) = ledger.mirror.plans.values()
         self.block = plan.block
-        self.program = plan.block.programs[ledger.schedules.program_of(self.scheduler)]
+        self.program = plan.block.programs[ledger.mirror.schedules.program_of(self.scheduler)]
 
     def advance(self, steps: int = 1, metric: float | None = None) -> Tensor:
         """The hyper record after each step: [steps, columns, groups]."""

@@ -1,0 +1,75 @@
+"""When a step may be lean: one device, every gradient where the table expects it, nobody watching.
+
+A whole step leaves a lean one behind where it finds nothing out of the ordinary. The lean step
+checks that this still holds and launches; the mirror counts what it did before anybody reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from fused_sched.engines.choose import FORCED
+from fused_sched.engines.native_library import Found
+
+from .mirror import Mirror
+from .plan import Plan
+from .schedules import is_tabulated
+from .state import StateKeeper
+
+
+def keep_step(mirror: Mirror, keeper: StateKeeper, params: Sequence[Tensor]) -> None:
+    """After a whole step: make the next ones lean, if they can be."""
+    plans = list(mirror.plans.values())
+    if len(plans) != 1 or not _is_ordinary(mirror, keeper, plans[0]):
+        mirror.drop_lean()
+        return
+    (plan,) = plans
+    made_for = plan.engine, plan.table, id(plan.table.info), len(keeper.waiting)
+    here = mirror.lean.step
+    known = made_for == mirror.lean.made_for
+    if here is not None and known:
+        here.renew(mirror.steps_left())
+        return
+    mirror.drop_lean()
+    mirror.lean.made_for = made_for
+    if known:  # for the second time: where every step changes something it would never pay
+        found = _found(mirror, keeper, plan, params)
+        make = plan.engine.lean_step
+        mirror.lean.keep_step(make(plan.block, plan.table, plan.fused_program(), plan.rule, found))
+
+
+def keep_schedule(mirror: Mirror, scheduler: Any) -> None:
+    """After a step of the only scheduler, on the host: make the next ones lean."""
+    plans = list(mirror.plans.values())
+    schedules = mirror.schedules
+    number = schedules.program_of(scheduler)
+    alone = list(schedules.roots()) == [scheduler] and not schedules.fused
+    if number is None or not alone or len(plans) != 1 or mirror.captured or mirror.rates():
+        return
+    if is_tabulated(scheduler):
+        return  # somebody's own code decides: it is asked each time
+    (plan,) = plans
+    make = getattr(plan.engine, "lean_schedule", None)
+    if make is None or plan.block is None or plan.device.type != "cpu":
+        return
+    program, ends = plan.block.programs[number], mirror.programs[number].ends
+    mirror.lean.keep_schedule(scheduler, make(plan.block, program, mirror.optimizer, ends))
+
+
+def _found(mirror: Mirror, keeper: StateKeeper, plan: Plan, params: Sequence[Tensor]) -> Found:
+    reached = {m.index for m in plan.table.members if keeper.reached(m)}
+    return Found(mirror.optimizer, params, reached, FORCED, mirror.steps_left(), vars(plan))
+
+
+def _is_ordinary(mirror: Mirror, keeper: StateKeeper, plan: Plan) -> bool:
+    """Whether nothing is pending, staged or watched."""
+    return (
+        hasattr(plan.engine, "lean_step")
+        and plan.block is not None
+        and all(member.plain for member in plan.table.members)
+        and not (mirror.captured or mirror.values_ahead or keeper.shown)
+        and not (mirror.zeroed or mirror.rates())
+    )
