@@ -22,13 +22,13 @@ ScheduleObject* schedule_of(PyObject* self) { return reinterpret_cast<ScheduleOb
 // LeanSchedule(fields, attributes, group_list, groups, keep, limit): AdvanceArgs as int64; the
 // optimizer's dict, its list of groups and a tuple of them; the others as for LeanStep.
 PyObject* new_schedule(PyTypeObject* type, PyObject* arguments, PyObject*) {
-  const char* fields;
-  Py_ssize_t size;
+  Bytes fields;
   PyObject *attributes, *group_list, *groups, *keep, *limit;
-  if (!PyArg_ParseTuple(arguments, "y#O!O!O!OO", &fields, &size, &PyDict_Type, &attributes,
-                        &PyList_Type, &group_list, &PyTuple_Type, &groups, &keep, &limit))
+  if (!PyArg_ParseTuple(arguments, "O&O!O!O!OO", take_bytes, &fields, &PyDict_Type,
+                        &attributes, &PyList_Type, &group_list, &PyTuple_Type, &groups, &keep,
+                        &limit))
     return nullptr;
-  if (size != sizeof(AdvanceArgs)) {
+  if (fields.size != sizeof(AdvanceArgs)) {
     PyErr_SetString(PyExc_ValueError, "LeanSchedule: the fields' size is wrong");
     return nullptr;
   }
@@ -36,7 +36,7 @@ PyObject* new_schedule(PyTypeObject* type, PyObject* arguments, PyObject*) {
   PyObject* self = allocate(type, 0);
   if (self == nullptr) return nullptr;
   ScheduleObject* schedule = schedule_of(self);
-  std::memcpy(&schedule->args, fields, sizeof(AdvanceArgs));
+  std::memcpy(&schedule->args, fields.data, sizeof(AdvanceArgs));
   schedule->steps = 0;
   schedule->attributes = Py_NewRef(attributes);
   schedule->group_list = Py_NewRef(group_list);

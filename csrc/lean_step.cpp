@@ -156,11 +156,11 @@ bool note_groups(Lean& lean, PyObject* group_list) {
 
 // The fields, and where the gradients' addresses go: on a CPU into a copy of the table's, which
 // stays as the last whole step has left it; on a GPU they are parameters of the launch.
-bool note_launch(Lean& lean, const char* fields, Py_ssize_t size, PyObject* plan) {
+bool note_launch(Lean& lean, const Bytes& fields, PyObject* plan) {
   UpdateArgs& args = lean.launch.args;
 #ifdef FS_CUDA
-  if (size == sizeof(CudaUpdateArgs) && PyDict_Check(plan)) {
-    std::memcpy(&lean.launch, fields, sizeof(CudaUpdateArgs));
+  if (fields.size == sizeof(CudaUpdateArgs) && PyDict_Check(plan)) {
+    std::memcpy(&lean.launch, fields.data, sizeof(CudaUpdateArgs));
     lean.on_gpu = true;
     lean.stream.note(plan, lean.launch.device);
     lean.addresses.reset(new int64_t[args.tensors]);
@@ -168,11 +168,11 @@ bool note_launch(Lean& lean, const char* fields, Py_ssize_t size, PyObject* plan
     return true;
   }
 #endif
-  if (size != sizeof(UpdateArgs) || plan != Py_None) {
+  if (fields.size != sizeof(UpdateArgs) || plan != Py_None) {
     PyErr_SetString(PyExc_ValueError, "LeanStep: fields of another size");
     return false;
   }
-  std::memcpy(&args, fields, sizeof(UpdateArgs));
+  std::memcpy(&args, fields.data, sizeof(UpdateArgs));
   const int64_t count = SLOTS * args.tensors;
   lean.addresses.reset(new int64_t[count]);
   std::memcpy(lean.addresses.get(), args.addresses, count * sizeof(int64_t));
@@ -194,17 +194,16 @@ bool note_launch(Lean& lean, const char* fields, Py_ssize_t size, PyObject* plan
 //   keep        whatever owns the memory that fields point at
 //   limit       launches until the whole step must look, None for no limit
 PyObject* new_lean(PyTypeObject* type, PyObject* arguments, PyObject*) {
-  const char *fields, *facts;
-  Py_ssize_t fields_size, facts_size;
+  Bytes fields, facts;
   dlpack::Device device;
   PyObject *plan, *group_list, *params, *pre_hooks, *post_hooks, *forced, *keep, *limit;
-  if (!PyArg_ParseTuple(arguments, "y#O(ii)O!O!y#O!O!O!OO", &fields, &fields_size, &plan,
+  if (!PyArg_ParseTuple(arguments, "O&O(ii)O!O!O&O!O!O!OO", take_bytes, &fields, &plan,
                         &device.type, &device.number, &PyList_Type, &group_list, &PyTuple_Type,
-                        &params, &facts, &facts_size, &PyDict_Type, &pre_hooks, &PyDict_Type,
+                        &params, take_bytes, &facts, &PyDict_Type, &pre_hooks, &PyDict_Type,
                         &post_hooks, &PyDict_Type, &forced, &keep, &limit))
     return nullptr;
   constexpr Py_ssize_t kRow = Members::kFacts * sizeof(int64_t);
-  if (facts_size != PyTuple_Size(params) * kRow) {
+  if (facts.size != PyTuple_Size(params) * kRow) {
     PyErr_SetString(PyExc_ValueError, "LeanStep: facts of another size");
     return nullptr;
   }
@@ -214,8 +213,8 @@ PyObject* new_lean(PyTypeObject* type, PyObject* arguments, PyObject*) {
   lean->forced = Ref::to(forced);
   if (PyObject* engine = PyDict_GetItem(forced, Py_None)) lean->engine = Ref::to(engine);
   lean->keep = Ref::to(keep);
-  if (!parse_limit(limit, &lean->limit) || !note_launch(*lean, fields, fields_size, plan) ||
-      !note_groups(*lean, group_list) || !lean->members.note(params, facts, device))
+  if (!parse_limit(limit, &lean->limit) || !note_launch(*lean, fields, plan) ||
+      !note_groups(*lean, group_list) || !lean->members.note(params, facts.data, device))
     return nullptr;
   const auto allocate = reinterpret_cast<allocfunc>(PyType_GetSlot(type, Py_tp_alloc));
   PyObject* self = allocate(type, 0);

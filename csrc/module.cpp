@@ -12,22 +12,21 @@ namespace {
 
 // Fields as bytes of int64, into a struct of 8-byte fields.
 template <class Args>
-bool parse(const char* bytes, Py_ssize_t size, Args* out) {
-  if (size != sizeof(Args)) {
-    PyErr_Format(PyExc_ValueError, "expected %zu bytes of fields, got %zd", sizeof(Args), size);
+bool parse(const Bytes& bytes, Args* out) {
+  if (bytes.size != sizeof(Args)) {
+    PyErr_Format(PyExc_ValueError, "expected %zu bytes of fields, got %zd", sizeof(Args),
+                 bytes.size);
     return false;
   }
-  std::memcpy(out, bytes, sizeof(Args));
+  std::memcpy(out, bytes.data, sizeof(Args));
   return true;
 }
 
 template <class Args, void (*run)(const Args&)>
 PyObject* call(PyObject*, PyObject* fields) {
-  char* bytes;
-  Py_ssize_t size;
+  Bytes bytes;
   Args args;
-  if (PyBytes_AsStringAndSize(fields, &bytes, &size) != 0 || !parse(bytes, size, &args))
-    return nullptr;
+  if (!take_bytes(fields, &bytes) || !parse(bytes, &args)) return nullptr;
   Py_BEGIN_ALLOW_THREADS
   run(args);
   Py_END_ALLOW_THREADS
@@ -54,23 +53,23 @@ PyObject* none_or_raise(const char* error) {
 
 // Fields, then the gradients' addresses as bytes of int64; none if the device's table has them.
 PyObject* update_cuda(PyObject*, PyObject* arguments) {
-  const char *fields, *grads, *error;
-  Py_ssize_t fields_size, grads_size;
+  const char* error;
+  Bytes fields, grads;
   CudaUpdateArgs args;
-  if (!PyArg_ParseTuple(arguments, "y#y#", &fields, &fields_size, &grads, &grads_size) ||
-      !parse(fields, fields_size, &args))
+  if (!PyArg_ParseTuple(arguments, "O&O&", take_bytes, &fields, take_bytes, &grads) ||
+      !parse(fields, &args))
     return nullptr;
   Py_BEGIN_ALLOW_THREADS
-  error = cuda_update(args, reinterpret_cast<const int64_t*>(grads), grads_size / 8);
+  error = cuda_update(args, reinterpret_cast<const int64_t*>(grads.data), grads.size / 8);
   Py_END_ALLOW_THREADS
   return none_or_raise(error);
 }
 
 PyObject* advance_cuda(PyObject*, PyObject* arguments) {
-  const char *fields, *error;
-  Py_ssize_t size;
+  const char* error;
+  Bytes fields;
   CudaAdvanceArgs args;
-  if (!PyArg_ParseTuple(arguments, "y#", &fields, &size) || !parse(fields, size, &args))
+  if (!PyArg_ParseTuple(arguments, "O&", take_bytes, &fields) || !parse(fields, &args))
     return nullptr;
   Py_BEGIN_ALLOW_THREADS
   error = cuda_advance(args);
