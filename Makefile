@@ -81,6 +81,8 @@ clean:
 .venv/.ready: setup.py pyproject.toml Makefile
 	$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear \
 		$$($(call has_torch,$(PYTHON)) && echo --system-site-packages) .venv
+	$(call has_torch,$(PY)) || ! $(call has_torch,$(PYTHON)) || $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		>$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/outer.pth
 	$(call has_torch,$(PY)) || $(PIP) $(TORCH)
 	$(PY) -c 'import triton' 2>/dev/null || [ "$$(uname -sm)" != "Linux x86_64" ] || $(PIP) $(TRITON)
 	$(PIP) $(TOOLS) $(FRAMES)
