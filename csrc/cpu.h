@@ -23,7 +23,8 @@ struct UpdateArgs {
   const int64_t* kinds;    // [kinds, 3] DType of param, grad, state
   int64_t* ends;           // [tensors], scratch
   int64_t rows, tensors, columns, groups;
-  int64_t rule;  // Rule
+  int64_t rule;     // Rule
+  int64_t advance;  // Advance
 };
 
 struct AdvanceArgs {

@@ -284,11 +284,11 @@ FS_DEVICE void update_tensor(const Launch& launch, const int64_t* grads, int64_t
 // -- the kernels ---------------------------------------------------------------------------------
 
 FS_DEVICE void run_lanes(const Program& program, const Halves& halves, int64_t* clock,
-                         double metric, bool skipped) {
+                         double metric, bool skipped, int64_t advance) {
   const int groups = static_cast<int>(program.groups);
   for (int first = 0; first < groups; first += kThreads) {
     const bool last = threadIdx.x == 0 && first + kThreads >= groups;
-    run_lane(program, halves, clock, metric, skipped, first + threadIdx.x, last);
+    run_lane(program, halves, clock, metric, skipped, advance, first + threadIdx.x, last);
   }
 }
 
@@ -297,7 +297,8 @@ FS_DEVICE void run_schedule(const UpdateArgs& args, int64_t clock, bool skipped)
   double* current = args.record + (clock & 1) * half;
   double* next = args.record + (1 - (clock & 1)) * half;
   const Program program{args.ops, args.lanes, args.aux, args.rows, args.groups};
-  run_lanes(program, {current, next, skipped ? current : next}, args.clock, 0.0, skipped);
+  run_lanes(program, {current, next, skipped ? current : next}, args.clock, 0.0, skipped,
+            args.advance);
 }
 
 FS_DEVICE bool is_skipped(const UpdateArgs& args) {
@@ -336,7 +337,7 @@ advance_kernel(const __grid_constant__ AdvanceArgs args) {
   const Halves halves{current, args.record, args.record + half};
   const double metric = args.metric == nullptr ? 0.0 : *args.metric;
   for (int64_t n = 0; n < args.steps; ++n) {
-    run_lanes(program, halves, args.clock, metric, false);
+    run_lanes(program, halves, args.clock, metric, false, COUNTED);
     __syncthreads();
     if (args.trace == nullptr) continue;
     for (int64_t i = threadIdx.x; i < half; i += kThreads) args.trace[n * half + i] = current[i];

@@ -49,6 +49,7 @@ using namespace lean;
 int add_lean_types(PyObject* module) {
   if (!intern_names()) return -1;
   if (add_type(module, &step_spec, "LeanStep") != 0) return -1;
+  if (add_type(module, &call_spec, "LeanCall") != 0) return -1;
   return add_type(module, &schedule_spec, "LeanSchedule");
 }
 

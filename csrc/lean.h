@@ -20,5 +20,5 @@ inline int take_bytes(PyObject* object, void* bytes) {
 // torch.autograd.profiler, the two dicts of hooks of all optimizers): what LeanStep needs of torch.
 PyObject* set_up_lean(PyObject*, PyObject* arguments);
 
-// Adds the types LeanStep and LeanSchedule to the module; -1 with an error set.
+// Adds the types LeanStep, LeanSchedule and LeanCall to the module; -1 with an error set.
 int add_lean_types(PyObject* module);

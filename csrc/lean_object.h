@@ -59,6 +59,6 @@ void deallocate(PyObject* self) {
   Py_DECREF(type);
 }
 
-extern PyType_Spec step_spec, schedule_spec;
+extern PyType_Spec step_spec, schedule_spec, call_spec;
 
 }  // namespace lean

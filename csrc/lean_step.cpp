@@ -3,12 +3,13 @@
 // A LeanStep is made by a whole step and holds what that step found. Its own step() looks whether
 // all of it still holds (groups, params, hooks, profiler, scaler; on a GPU the stream), takes the
 // gradients' addresses, and launches. Where anything is other than it was, it does nothing and
-// returns False, and the whole step runs. It counts its launches; the ledger settles the account
+// returns False, and the whole step runs. It counts its launches; the mirror settles the account
 // when somebody reads.
 #include <cstring>
 #include <memory>
 #include <mutex>
 
+#include "cadence.h"
 #include "cuda.h"
 #include "layout.h"
 #include "lean_members.h"
@@ -35,6 +36,7 @@ struct Lean {
   bool on_gpu = false;
   int64_t steps = 0;
   int64_t limit = -1;  // launches until the whole step must look; -1: none
+  Cadence cadence;     // of the fused schedules, where calls govern them
   bool running = false;
   std::mutex launching;  // held by the launch without the GIL, so that take() can wait for it
   Ref group_list, groups, param_lists, pre_hooks, post_hooks, forced, engine, keep;
@@ -73,6 +75,7 @@ struct Lean {
 
   bool step(PyObject* optimizer) {
     if (steps == limit || PyDict_GetItem(forced.get(), Py_None) != engine.get()) return false;
+    if (!cadence.guess(&launch.args.advance)) return false;
     const Ref attributes(PyObject_GetAttr(optimizer, names.dict));
     if (!attributes) {
       PyErr_Clear();
@@ -125,6 +128,7 @@ struct Lean {
   void count_launch() {
     ++steps;
     members.count_launch();
+    cadence.count_launch(launch.args.advance);
   }
 };
 
@@ -181,8 +185,8 @@ bool note_launch(Lean& lean, const Bytes& fields, PyObject* plan) {
   return true;
 }
 
-// LeanStep(fields, plan, device, group_list, params, facts, pre_hooks, post_hooks, forced, keep,
-//          limit):
+// LeanStep(fields, plan, device, group_list, params, facts, pre_hooks, post_hooks, forced, cadence,
+//          keep, limit):
 //   fields      UpdateArgs or CudaUpdateArgs as int64
 //   plan        None, or for CudaUpdateArgs the dict of LastStream
 //   device      DLPack's type and number of it
@@ -191,16 +195,18 @@ bool note_launch(Lean& lean, const Bytes& fields, PyObject* plan) {
 //   facts       int64 [params, 4], see Members::note
 //   hooks       the optimizer's dicts
 //   forced      dict whose entry None is the engine asked for
+//   cadence     address of the words of optim/cadence.py; 0 where no calls govern
 //   keep        whatever owns the memory that fields point at
 //   limit       launches until the whole step must look, None for no limit
 PyObject* new_lean(PyTypeObject* type, PyObject* arguments, PyObject*) {
   Bytes fields, facts;
   dlpack::Device device;
   PyObject *plan, *group_list, *params, *pre_hooks, *post_hooks, *forced, *keep, *limit;
-  if (!PyArg_ParseTuple(arguments, "O&O(ii)O!O!O&O!O!O!OO", take_bytes, &fields, &plan,
+  unsigned long long cadence;
+  if (!PyArg_ParseTuple(arguments, "O&O(ii)O!O!O&O!O!O!KOO", take_bytes, &fields, &plan,
                         &device.type, &device.number, &PyList_Type, &group_list, &PyTuple_Type,
                         &params, take_bytes, &facts, &PyDict_Type, &pre_hooks, &PyDict_Type,
-                        &post_hooks, &PyDict_Type, &forced, &keep, &limit))
+                        &post_hooks, &PyDict_Type, &forced, &cadence, &keep, &limit))
     return nullptr;
   constexpr Py_ssize_t kRow = Members::kFacts * sizeof(int64_t);
   if (facts.size != PyTuple_Size(params) * kRow) {
@@ -212,6 +218,7 @@ PyObject* new_lean(PyTypeObject* type, PyObject* arguments, PyObject*) {
   lean->post_hooks = Ref::to(post_hooks);
   lean->forced = Ref::to(forced);
   if (PyObject* engine = PyDict_GetItem(forced, Py_None)) lean->engine = Ref::to(engine);
+  lean->cadence.words = reinterpret_cast<int64_t*>(cadence);
   lean->keep = Ref::to(keep);
   if (!parse_limit(limit, &lean->limit) || !note_launch(*lean, fields, plan) ||
       !note_groups(*lean, group_list) || !lean->members.note(params, facts.data, device))

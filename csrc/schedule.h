@@ -245,7 +245,7 @@ FS_INLINE void keep(const int64_t* op, double value, int64_t step, int lane, int
 // them. On a GPU the lanes of a block walk the rows together, at the same pace; a thread beyond the
 // last lane walks along and touches nothing.
 FS_INLINE void run_lane(const Program& p, const Halves& halves, int64_t* clock, double metric,
-                        bool skipped, int lane, bool last) {
+                        bool skipped, int64_t advance, int lane, bool last) {
   const int rows = static_cast<int>(p.rows), groups = static_cast<int>(p.groups);
   const bool live = lane < groups;
   double value = 0.0;
@@ -265,7 +265,8 @@ FS_INLINE void run_lane(const Program& p, const Halves& halves, int64_t* clock, 
     } else {
       const int64_t tick = op[TICK] + 1, last_epoch = op[EPOCH], last_count = op[COUNT];
       lanes_meet();
-      const bool counts = !skipped || op[ON_SKIP];
+      const bool counts =
+          advance == CALLED || (advance == COUNTED && (!skipped || op[ON_SKIP]));
       const bool due = counts && tick >= op[INTERVAL];
       if (counts && last) op[TICK] = due ? 0 : tick;
       if (due) {
@@ -289,9 +290,9 @@ FS_INLINE void run_lane(const Program& p, const Halves& halves, int64_t* clock, 
 
 // Every lane, on one thread.
 inline void run_program(const Program& p, const Halves& halves, int64_t* clock, double metric,
-                        bool skipped) {
+                        bool skipped, int64_t advance) {
   for (int64_t lane = 0; lane < p.groups; ++lane)
-    run_lane(p, halves, clock, metric, skipped, lane, lane + 1 == p.groups);
+    run_lane(p, halves, clock, metric, skipped, advance, lane, lane + 1 == p.groups);
 }
 
 }  // namespace fused_sched

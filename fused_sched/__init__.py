@@ -8,7 +8,7 @@ into ``optimizer.step()``'s launch, where a captured CUDA graph replays it live.
 from fused_sched import engines, lr_scheduler, optim
 from fused_sched.engines import use_engine
 from fused_sched.explain import Explanation, explain
-from fused_sched.fuse import fuse
+from fused_sched.fuse import fuse, unfuse
 
 __version__ = "0.1.0"
 
@@ -20,5 +20,6 @@ __all__ = [
     "fuse",
     "lr_scheduler",
     "optim",
+    "unfuse",
     "use_engine",
 ]

@@ -12,7 +12,6 @@ from torch.optim.lr_scheduler import LRScheduler
 from fused_sched import lr_scheduler, optim
 from fused_sched.lr_scheduler.base import DeviceScheduler
 from fused_sched.lr_scheduler.live import ledger_of
-from fused_sched.lr_scheduler.table import refuse_recursive
 from fused_sched.optim.base import FusedOptimizer
 from fused_sched.optim.ledger import Ledger
 
@@ -31,14 +30,21 @@ _SCHEDULERS: dict[type, type] = {
 def fuse(
     optimizer: torch.optim.Optimizer,
     scheduler: LRScheduler,
-    interval: int = 1,
+    interval: int | None = None,
     *,
     advance_on_skip: bool = False,
 ) -> tuple[Any, Any]:
-    """Advance ``scheduler`` inside ``optimizer.step()``'s launch, every ``interval`` steps.
+    """Compute ``scheduler``'s values inside ``optimizer.step()``'s launch.
 
-    Loops that go on calling ``scheduler.step()`` keep working: the call launches nothing. Several
-    schedulers on one optimizer are fused by one call each, in the order in which they step.
+    Fusing changes how a schedule is computed, never what. In eager training the calls of
+    ``scheduler.step()`` govern, as with stock torch: the launch computes the next values ahead, and
+    a call that comes as the last ones did only confirms them. A call that comes otherwise, or does
+    not come, costs a small upload or launch; no call, no advance. In a CUDA graph each replay of a
+    captured ``optimizer.step()`` advances the schedule by one, and ``scheduler.step()`` between
+    replays does nothing but warn once.
+
+    Several schedulers on one optimizer are fused by one call each, in the order in which they step.
+    One that only this package still holds is replaced.
 
     Args:
         optimizer: one of ``fused_sched.optim``, or a stock torch SGD, Adam or AdamW, which becomes
@@ -47,11 +53,11 @@ def fuse(
             ``fused_sched.lr_scheduler`` in place. A class of your own is tabulated ``horizon``
             steps ahead. ReduceLROnPlateau is converted and stays explicit: it advances when its
             metric comes.
-        interval: optimizer steps per schedule step, at least 1: the number of batches for a
-            schedule that is meant per epoch. Counted in optimizer steps, whatever a framework
-            makes of its own calls.
-        advance_on_skip: whether the schedule also advances when GradScaler's ``found_inf`` makes
-            the step stand still, as in a loop that calls ``scheduler.step()`` regardless.
+        interval: for loops that do not call ``scheduler.step()``: the schedule advances by itself
+            after every ``interval`` optimizer steps, at least 1. A call that comes all the same
+            does nothing but warn once.
+        advance_on_skip: whether a replay, or a step of an interval, also advances the schedule
+            when GradScaler's ``found_inf`` makes the optimizer stand still. Calls always do.
 
     Returns:
         The optimizer and the scheduler given.
@@ -59,23 +65,39 @@ def fuse(
     Raises:
         TypeError: an optimizer that cannot carry a device schedule, or not a scheduler.
         ValueError: the scheduler belongs to another optimizer or to a composite; ``interval`` is
-            below 1; or a class of your own overrides ``step()`` or computes lr from
-            ``group["lr"]``. Nothing has been converted then.
+            below 1; or a class of your own overrides ``step()``. Nothing has been converted then.
         RuntimeError: a captured graph uses the present schedule.
     """
-    if not isinstance(interval, int) or interval < 1:
+    if interval is not None and (not isinstance(interval, int) or interval < 1):
         raise ValueError(f"Expected positive integer interval, but got {interval}")
     if not isinstance(scheduler, LRScheduler):
         raise TypeError(f"{type(scheduler).__name__} is not an LRScheduler")
     _check_pair(optimizer, scheduler)
-    on_metric = isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
-    if not on_metric:
-        refuse_recursive(scheduler)
     ledger = _ledger(optimizer)
     convert_scheduler(scheduler)
-    if not on_metric:
+    if not isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
         ledger.fuse(scheduler, interval, advance_on_skip)
     return optimizer, scheduler
+
+
+def unfuse(optimizer: torch.optim.Optimizer, scheduler: LRScheduler | None = None) -> None:
+    """Take a schedule out of the launch again: its ``step()`` is a step of its own from here on.
+
+    Args:
+        optimizer: one of ``fused_sched.optim``.
+        scheduler: a fused one; None stands for all of them. One that is not fused stays as it is.
+
+    Raises:
+        TypeError: the optimizer is not one of ``fused_sched.optim``.
+        RuntimeError: a captured graph uses the schedule, or a CUDA graph is being captured.
+    """
+    ledger = ledger_of(optimizer)
+    if ledger is None:
+        raise TypeError(
+            f"{type(optimizer).__name__} has no fused schedule; expected an optimizer of "
+            "fused_sched.optim"
+        )
+    ledger.unfuse(scheduler)
 
 
 def _check_pair(optimizer: Any, scheduler: Any) -> None:

@@ -85,17 +85,18 @@ def update(
     grads: Sequence[int],
     program: Program | None,
     rule: str,
+    advance: int,
     scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> None:
-    """One optimizer step, and one schedule step of ``program``, in one launch."""
+    """One optimizer step, and the schedule step of ``program``, in one launch."""
     module = _module(_number(block.device))
     riding = len(grads) <= module.CUDA_GRADIENTS
     if riding:
         table.send_fixed()
     else:
         table.send_addresses(grads)
-    fields = update_fields(block, table, program, rule, scale, found_inf)
+    fields = update_fields(block, table, program, rule, advance, scale, found_inf)
     addresses = array("q", grads if riding else ())
     module.cuda_update(fields + _launch_fields(table, _where(block.device)), addresses.tobytes())
 
@@ -116,7 +117,7 @@ def lean_step(
     module = _module(number)
     if len(table.members) > module.CUDA_GRADIENTS:
         return None
-    fields = update_fields(block, table, program, rule, None, None)
+    fields = update_fields(block, table, program, rule, found.advance, None, None)
     fields += _launch_fields(table, [number, 0])
     return make_lean_step(module, fields, number, block, table, found)
 

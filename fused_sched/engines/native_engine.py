@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +36,13 @@ def lean_step(
     """What makes the next launches as long as nothing changes; None where nothing can."""
     if block.device.type == "cuda":
         return native_cuda.lean_step(block, table, program, rule, found)
-    fields = update_fields(block, table, program, rule, None, None)
+    fields = update_fields(block, table, program, rule, found.advance, None, None)
     return make_lean_step(load_library(), fields, None, block, table, found)
+
+
+def lean_call(words: array[int], number: int) -> Any:
+    """A LeanCall of csrc/lean_call.cpp: the next calls of fused scheduler ``number``."""
+    return load_library().LeanCall(words.buffer_info()[0], number, words)
 
 
 def lean_schedule(block: Block, program: Program, optimizer: Any, limit: int | None) -> Any:
@@ -54,15 +60,21 @@ def update(
     grads: Sequence[int],
     program: Program | None,
     rule: str,
+    advance: int,
     scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> None:
-    """One optimizer step, and one schedule step of ``program``, in one call."""
+    """One optimizer step, and the schedule step of ``program``, in one call.
+
+    Args:
+        advance: STAY, CALLED or COUNTED of ``tables/layout.py``.
+    """
     if block.device.type == "cuda":
-        native_cuda.update(block, table, grads, program, rule, scale, found_inf)
+        native_cuda.update(block, table, grads, program, rule, advance, scale, found_inf)
         return
     table.send_addresses(grads)
-    load_library().update(update_fields(block, table, program, rule, scale, found_inf))
+    fields = update_fields(block, table, program, rule, advance, scale, found_inf)
+    load_library().update(fields)
 
 
 def load(block: Block, table: ParamTable, program: Program | None, rule: str) -> None:

@@ -118,6 +118,7 @@ def update_fields(
     table: ParamTable,
     program: Program | None,
     rule: str,
+    advance: int,
     scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> bytes:
@@ -138,6 +139,7 @@ def update_fields(
         columns,
         groups,
         RULES[rule],
+        advance,
     ]
     return array("q", fields).tobytes()
 
@@ -170,6 +172,8 @@ class Found:
         reached: numbers of those that a step has reached; a gradient of another needs a whole step.
         forced: where the engine asked for is noted.
         limit: launches after which the whole step must look again; None for no limit.
+        advance: how the launches advance the fused schedules, where no calls govern them.
+        cadence: the words of optim/cadence.py where calls govern; None else.
         plan: the plan's dict, whose ``_last_stream`` is the stream of the last work on a GPU.
     """
 
@@ -178,6 +182,8 @@ class Found:
     reached: Container[int]
     forced: dict[None, str | None]
     limit: int | None
+    advance: int
+    cadence: array[int] | None
     plan: dict[str, Any]
 
 
@@ -207,6 +213,7 @@ def make_lean_step(
         found.optimizer._optimizer_step_pre_hooks,
         found.optimizer._optimizer_step_post_hooks,
         found.forced,
-        (block, table, kind_numbers(table.kinds)),
+        0 if found.cadence is None else found.cadence.buffer_info()[0],
+        (block, table, found.cadence, kind_numbers(table.kinds)),
         found.limit,
     )

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fused_sched.tables import layout
+
 if TYPE_CHECKING:
     from fused_sched.tables.block import Block, Program
     from fused_sched.tables.params import Kind, ParamTable
@@ -108,6 +110,7 @@ def _update_args(
     table: ParamTable,
     program: Program | None,
     rule: str,
+    advance: int,
     scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> list[Any]:
@@ -126,6 +129,7 @@ def _update_args(
         unused.view(torch.float32) if scale is None else scale,
         unused.view(torch.float32) if found_inf is None else found_inf,
         0 if program is None else program.rows,
+        advance,
         table.addresses.shape[1],
         columns,
         groups,
@@ -144,17 +148,22 @@ def update(
     grads: Sequence[int],
     program: Program | None,
     rule: str,
+    advance: int,
     scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> None:
-    """One optimizer step, and one schedule step of ``program``, in one launch."""
+    """One optimizer step, and the schedule step of ``program``, in one launch.
+
+    Args:
+        advance: STAY, CALLED or COUNTED of ``tables/layout.py``.
+    """
     from fused_sched.kernels.update import launch_options, update_kernel
 
     table.send_addresses(grads)
-    args = _update_args(block, table, program, rule, scale, found_inf)
-    key = (block.device, *args[15:])
+    args = _update_args(block, table, program, rule, advance, scale, found_inf)
+    key = (block.device, *args[16:])
     with _on(block.device):
-        _launch(update_kernel, key, table.programs, args, launch_options(args[16]))
+        _launch(update_kernel, key, table.programs, args, launch_options(args[17]))
 
 
 def load(block: Block, table: ParamTable, program: Program | None, rule: str) -> None:
@@ -167,8 +176,8 @@ def load(block: Block, table: ParamTable, program: Program | None, rule: str) ->
     one = torch.ones(1, device=block.device)
     with _on(block.device):
         for scale, found_inf in ((None, None), (None, one), (one, one)):
-            args = _update_args(block, table, program, rule, scale, found_inf)
-            _handle(update_kernel, (block.device, *args[15:]), args, launch_options(args[16]))
+            args = _update_args(block, table, program, rule, layout.STAY, scale, found_inf)
+            _handle(update_kernel, (block.device, *args[16:]), args, launch_options(args[17]))
         # Also while no scheduler is explicit: one that comes later may be captured first.
         args = _advance_args(block, block.programs[0], 1, None, None)
         _handle(schedule_kernel, ("schedule", block.device), args, {})

@@ -19,6 +19,9 @@ CLOCK = tl.constexpr(layout.CLOCK)
 TICKET = tl.constexpr(layout.TICKET)
 OVERRUN = tl.constexpr(layout.OVERRUN)
 
+CALLED = tl.constexpr(layout.CALLED)
+COUNTED = tl.constexpr(layout.COUNTED)
+
 OPCODE = tl.constexpr(layout.OPCODE)
 COLUMN = tl.constexpr(layout.COLUMN)
 DERIVED = tl.constexpr(layout.DERIVED)

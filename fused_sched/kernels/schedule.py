@@ -9,10 +9,12 @@ from .constants import (
     ANNEAL_COS,
     AUX_LENGTH,
     AUX_START,
+    CALLED,
     CLOCK,
     COLUMN,
     COSINE,
     COUNT,
+    COUNTED,
     COUNT_INCREMENT,
     CYCLIC,
     DERIVED,
@@ -21,18 +23,18 @@ from .constants import (
     HAS_RESTART,
     HISTORY,
     INTERVAL,
-    LANE_WORDS,
     LANES,
+    LANE_WORDS,
     LAST,
     LINEAR,
     LOAD,
     MODE,
     MULTI_STEP,
     NEXT,
-    ON_SKIP,
     ONE_CYCLE,
-    OP_WORDS,
+    ON_SKIP,
     OPCODE,
+    OP_WORDS,
     P0,
     PIECEWISE,
     PLATEAU,
@@ -166,7 +168,7 @@ def _evaluate(v, op, row, opcode, epoch, count, restart, metric, aux_ptr, clock_
 @triton.jit
 def _run_rows(
     ops_ptr, lanes_ptr, aux_ptr, num_rows, record_ptr, current, other, both, clock_ptr,
-    metric, skipped, last, lane, G,
+    metric, skipped, advance, last, lane, G,
 ):  # fmt: skip
     """run_program for the given lanes; the last ones also move the rows' scalars."""
     live = lane < G
@@ -190,7 +192,8 @@ def _run_rows(
             count = tl.load(op + COUNT).to(tl.int32)
             # Every warp has read the row's scalars before one thread moves them.
             tl.debug_barrier()
-            counts = (skipped == 0) | (tl.load(op + ON_SKIP) == 1)
+            counted = (skipped == 0) | (tl.load(op + ON_SKIP) == 1)
+            counts = (advance == CALLED) | ((advance == COUNTED) & counted)
             due = counts & (tick + 1 >= tl.load(op + INTERVAL))
             if counts & last:
                 tl.store(op + TICK, tl.where(due, 0, tick + 1))
@@ -232,6 +235,7 @@ def run_program(
     clock_ptr,
     metric,
     skipped,
+    advance,
     G,
 ):
     """Advance every row that is due, from the record's current half to the other, or to both.
@@ -240,13 +244,14 @@ def run_program(
     Reads:  ops [num_rows, OP_WORDS] int64, lanes [num_rows, LANE_WORDS, G] float64, aux float64;
             record [2 * num_columns, G]: ``current`` and ``other`` are the halves' first columns.
     Writes: the rows' state, the scheduled columns; the overrun flag of the clock.
+    advance: STAY, CALLED or COUNTED of ``tables/layout.py``.
     Values between rows travel in registers: no address is read after it was written.
     """
     first = G * 0
     while first < G:
         _run_rows(
             ops_ptr, lanes_ptr, aux_ptr, num_rows, record_ptr, current, other, both, clock_ptr,
-            metric, skipped, first + LANES >= G, first + tl.arange(0, LANES), G,
+            metric, skipped, advance, first + LANES >= G, first + tl.arange(0, LANES), G,
         )  # fmt: skip
         first += LANES
 
@@ -281,7 +286,7 @@ def schedule_kernel(
         tl.debug_barrier()
         run_program(
             ops_ptr, lanes_ptr, aux_ptr, num_rows, record_ptr, current, num_columns - current,
-            num_rows >= 0, clock_ptr, metric, num_rows < 0, G,
+            num_rows >= 0, clock_ptr, metric, num_rows < 0, COUNTED, G,
         )  # fmt: skip
         if has_trace != 0:
             tl.debug_barrier()

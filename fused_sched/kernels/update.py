@@ -3,7 +3,8 @@
 Note [One launch]
 ~~~~~~~~~~~~~~~~~
 The grid is chunks + 1 programs. The parity of the clock names the current half of the hyper
-record. Program 0 advances the schedule from the current half into the other one; every other
+record. Program 0 advances the schedule from the current half into the other one (or, told to hold
+it, writes the same values there); every other
 program updates one chunk of one tensor with the values of the current half. Each program ends
 with a barrier and an atomic add to the ticket (acquire, release). The program that draws the last
 ticket clears it and adds one to the clock: all programs of a launch read the same step and the
@@ -197,7 +198,7 @@ def _skipped(found_inf_ptr, SCALER: tl.constexpr):
     return skipped
 
 
-@triton.jit(do_not_specialize=["num_rows", "num_tensors", "num_columns", "G"])
+@triton.jit(do_not_specialize=["num_rows", "advance", "num_tensors", "num_columns", "G"])
 def update_kernel(
     addresses_ptr,
     info_ptr,
@@ -211,6 +212,7 @@ def update_kernel(
     scale_ptr,
     found_inf_ptr,
     num_rows,
+    advance,
     num_tensors,
     num_columns,
     G,
@@ -241,7 +243,7 @@ def update_kernel(
         # A skipped step reads no half: an on-skip schedule may write both.
         run_program(
             ops_ptr, lanes_ptr, aux_ptr, num_rows, record_ptr, current, num_columns - current,
-            skipped, clock_ptr, tl.zeros((), tl.float64), skipped, G,
+            skipped, clock_ptr, tl.zeros((), tl.float64), skipped, advance, G,
         )  # fmt: skip
     elif not skipped:
         t = tl.load(chunks_ptr + pid - 1)

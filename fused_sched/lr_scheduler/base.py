@@ -112,11 +112,10 @@ class DeviceScheduler(LookAhead, Lowering, TorchScheduler):
 
     @skip
     def step(self, *args: Any, **kwargs: Any) -> None:
-        """As torch's. Fused, it launches nothing: ``optimizer.step()`` has advanced it already.
+        """As torch's. Fused, it launches nothing where ``optimizer.step()`` has made it already.
 
         Raises:
-            RuntimeError: under capture, if it has no device form yet; fused, if the calls come at
-                another cadence than the interval.
+            RuntimeError: under capture, if it has no device form yet.
         """
         lean = self._lean
         if lean is None or args or kwargs or not lean.step():

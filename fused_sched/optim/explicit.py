@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from .lean_steps import keep_schedule
 from .mirror import Mirror
-from .plan import capturing
+from .plan import RELEASE, capturing
 from .schedules import Fused
 from .stepper import Stepper
 
@@ -22,32 +23,76 @@ def step_scheduler(
     if mirror.hosting:
         scheduler._host_step(*args, **kwargs)
     elif fused is not None and not args and not kwargs:
-        _answer(mirror, fused)
+        _step_fused(mirror, fused)
     elif not _advance_on_device(mirror, stepper, scheduler, args, kwargs):
-        mirror.refresh()
-        try:
-            with mirror.host_only():
-                scheduler._host_step(*args, **kwargs)
-        finally:
-            mirror.follow(scheduler)  # torch may raise when it has written a part
+        _step_on_host(mirror, scheduler, *args, **kwargs)
         keep_schedule(mirror, scheduler)
 
 
-def _answer(mirror: Mirror, fused: Fused) -> None:
-    """A ``step()`` call for a schedule that has already moved: only check the cadence."""
+def _step_on_host(mirror: Mirror, scheduler: Any, *args: Any, **kwargs: Any) -> None:
+    """torch's own step; then the device gets the values."""
+    mirror.refresh()
+    try:
+        with mirror.host_only():
+            scheduler._host_step(*args, **kwargs)
+    finally:
+        mirror.follow(scheduler)  # torch may raise when it has written a part
+
+
+# -- a fused scheduler ---------------------------------------------------------------------------
+
+
+def _step_fused(mirror: Mirror, fused: Fused) -> None:
+    """A call for a schedule that rides in the launch of ``optimizer.step()``."""
     if capturing():
-        return
+        return  # the captured launch advances it
+    fused.calls += 1
+    if mirror.captured:
+        _warn_once(fused, _MOVED_BY_REPLAYS.format(type(fused.scheduler).__name__))
+    elif fused.interval is not None:
+        _warn_once(fused, _moved_by_interval(mirror, fused))
+    elif not mirror.cadence.confirm(number := mirror.schedules.fused.index(fused)):
+        _step_unexpected(mirror, fused)
+        if number == 0:
+            mirror.cadence.called()
+
+
+def _step_unexpected(mirror: Mirror, fused: Fused) -> None:
+    """A call whose step no launch has made ahead: by a launch of its own, or on the host."""
+    if mirror.can_advance_alone():
+        mirror.take_back()
+        for plan in mirror.blocks():
+            assert plan.block is not None
+            plan.join_stream()
+            plan.engine.advance(plan.block, plan.block.programs[0])
+        mirror.cadence.made_alone()
+    else:
+        _step_on_host(mirror, fused.scheduler)
+
+
+_MOVED_BY_REPLAYS = (
+    "{}.step() was called while a captured graph moves the schedule: each replay of optimizer.step() "
+    f"advances it by one, and the call does nothing. Leave it out, or {RELEASE}."
+)
+
+
+def _moved_by_interval(mirror: Mirror, fused: Fused) -> str:
+    name, interval = type(fused.scheduler).__name__, fused.interval
     mirror.settle()
-    advances = fused.steps // fused.interval
-    unsure = mirror.captured or mirror.values_ahead
-    if advances - fused.answered >= 2 and not unsure:
-        steps = (advances - fused.answered) * fused.interval
-        raise RuntimeError(
-            f"{type(fused.scheduler).__name__}.step() was called once in {steps} optimizer "
-            f"steps, but the schedule is fused to advance every {fused.interval}. Pass the "
-            "interval that you mean to fused_sched.fuse(), or do not fuse it."
-        )
-    fused.answered = min(fused.answered + 1, advances)
+    return (
+        f"{name}.step() was called {fused.calls} times in {fused.steps} optimizer steps, but it is "
+        f"fused with interval={interval}: it advances by itself after every {interval} of them, and "
+        "the call does nothing. Drop the call, or fuse without an interval to let the calls govern."
+    )
+
+
+def _warn_once(fused: Fused, message: str) -> None:
+    if not fused.warned:
+        fused.warned = True
+        warnings.warn(message, stacklevel=5)
+
+
+# -- on the device -------------------------------------------------------------------------------
 
 
 def _advance_on_device(
@@ -70,6 +115,7 @@ def _advance_on_device(
             )
             raise RuntimeError(f"{type(scheduler).__name__}.step() cannot be captured: {reason}")
         return False
+    mirror.take_back()
     _launch(mirror, number, metric)
     if inside:
         mirror.captured = True

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from fused_sched.engines.choose import FORCED
 from fused_sched.engines.native_library import Found
+from fused_sched.tables import layout
 
+from .lean import LEAN
 from .mirror import Mirror
 from .plan import Plan
 from .schedules import is_tabulated
@@ -32,6 +34,7 @@ def keep_step(mirror: Mirror, keeper: StateKeeper, params: Sequence[Tensor]) -> 
     known = made_for == mirror.lean.made_for
     if here is not None and known:
         here.renew(mirror.steps_left())
+        keep_calls(mirror, plan)
         return
     mirror.drop_lean()
     mirror.lean.made_for = made_for
@@ -39,6 +42,7 @@ def keep_step(mirror: Mirror, keeper: StateKeeper, params: Sequence[Tensor]) -> 
         found = _found(mirror, keeper, plan, params)
         make = plan.engine.lean_step
         mirror.lean.keep_step(make(plan.block, plan.table, plan.fused_program(), plan.rule, found))
+        keep_calls(mirror, plan)
 
 
 def keep_schedule(mirror: Mirror, scheduler: Any) -> None:
@@ -59,9 +63,29 @@ def keep_schedule(mirror: Mirror, scheduler: Any) -> None:
     mirror.lean.keep_schedule(scheduler, make(plan.block, program, mirror.optimizer, ends))
 
 
+def keep_calls(mirror: Mirror, plan: Plan) -> None:
+    """The calls of fused schedulers that only confirm what the launches have made."""
+    if not mirror.schedules.governed or mirror.hosted():
+        return
+    for number, fused in enumerate(mirror.schedules.fused):
+        if LEAN not in fused.scheduler.__dict__:
+            fused.scheduler.__dict__[LEAN] = plan.engine.lean_call(mirror.cadence.words, number)
+
+
 def _found(mirror: Mirror, keeper: StateKeeper, plan: Plan, params: Sequence[Tensor]) -> Found:
     reached = {m.index for m in plan.table.members if keeper.reached(m)}
-    return Found(mirror.optimizer, params, reached, FORCED, mirror.steps_left(), vars(plan))
+    governed = bool(mirror.schedules.fused) and mirror.schedules.governed
+    cadence = mirror.cadence.words if governed else None
+    return Found(
+        mirror.optimizer,
+        params,
+        reached,
+        FORCED,
+        mirror.steps_left(),
+        layout.COUNTED,
+        cadence,
+        vars(plan),
+    )
 
 
 def _is_ordinary(mirror: Mirror, keeper: StateKeeper, plan: Plan) -> bool:
@@ -71,5 +95,5 @@ def _is_ordinary(mirror: Mirror, keeper: StateKeeper, plan: Plan) -> bool:
         and plan.block is not None
         and all(member.plain for member in plan.table.members)
         and not (mirror.captured or mirror.values_ahead or keeper.shown)
-        and not (mirror.zeroed or mirror.rates())
+        and not (mirror.zeroed or mirror.rates() or mirror.counts_intervals())
     )

@@ -29,7 +29,7 @@ class Ledger:
         """``optimizer.state`` as of now."""
         return show_state(self.mirror, self.keeper)
 
-    def fuse(self, scheduler: Any, interval: int, on_skip: bool) -> None:
+    def fuse(self, scheduler: Any, interval: int | None, on_skip: bool) -> None:
         """Let a scheduler advance in the optimizer's launch from here on."""
         mirror = self.mirror
         mirror.refuse_if_captured("fuse()")
@@ -38,12 +38,21 @@ class Ledger:
         before = list(mirror.schedules.fused)
         mirror.schedules.fuse(Fused(scheduler, interval, on_skip))
         try:
-            with mirror.host_only():
-                scheduler._rehearse()  # raises for what ends at once
+            if interval is not None:
+                with mirror.host_only():
+                    scheduler._rehearse()  # raises for what ends at once
             self.stepper.prepare()
         except BaseException:
             mirror.schedules.fused = before
             raise
+
+    def unfuse(self, scheduler: Any) -> None:
+        """Let a scheduler, or with None every one, step by itself from here on."""
+        mirror = self.mirror
+        mirror.refuse_if_captured("unfuse()")
+        mirror.refresh()
+        if mirror.schedules.unfuse(scheduler):
+            mirror.upload()
 
     def keep_history(self, names: Sequence[str], capacity: int) -> History:
         """Let the launches write down what they use of these columns."""

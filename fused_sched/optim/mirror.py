@@ -1,9 +1,11 @@
 """The mirror: what the host knows of the device, and who of the two is ahead.
 
 In eager training the host's values are torch's own recurrences. The device runs ahead of them in
-three cases: a fused schedule that the host has yet to replay (``pending``); steps that a scaler
-may have skipped, or a metric that only the device saw (``values_ahead``); and a captured graph,
-whose replays the host never sees (``captured``). A read first catches up, a write goes to both.
+four cases: advances of a fused schedule that the host has yet to replay (``pending`` ones of an
+interval, ``cadence.rounds`` that calls govern); one that a launch has made ahead of the call
+(``cadence.ahead``), which no read shows; steps that a scaler may have skipped, or a metric that only
+the device saw (``values_ahead``); and a captured graph, whose replays the host never sees
+(``captured``). A read first catches up, a write goes to both.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from fused_sched.tables import layout
 from fused_sched.tables.block import Block
 from fused_sched.tables.program import Assembled
 
+from .cadence import Cadence
 from .lean import Lean
 from .plan import RELEASE, Plan, capturing
 from .rates import Rates, rates_of, read_rates, write_rates
@@ -35,6 +38,8 @@ class Mirror:
         self.schedules = Schedules(self.rules._COLUMNS)
         self.plans: dict[torch.device, Plan] = {}
         self.programs: list[Assembled] = []
+        self.cadence = Cadence()
+        self.asked = False  # whether the host must ask for a fused schedule's next value
         self.pending = 0
         self.values_ahead = False
         self.clock_ahead = False
@@ -61,9 +66,9 @@ class Mirror:
         if self._busy:
             return
         self.settle()
-        if not (self.pending or self.lean.owed or self.values_ahead or self.captured):
-            return
-        if capturing():
+        cadence = self.cadence
+        behind = self.pending or self.lean.owed or cadence.rounds or cadence.answered
+        if not (behind or self.values_ahead or self.captured) or capturing():
             return
         if self.values_ahead or self.captured:
             self._fetch()
@@ -73,15 +78,24 @@ class Mirror:
     def _replay(self) -> None:
         """Run torch's recurrences for the steps that the device has made alone."""
         steps, self.pending = self.pending, 0
+        rounds, answered = self.cadence.take_rounds(), self.cadence.answered
+        fused = self.schedules.fused
         with self.host_only():
             self.lean.replay()
             for _ in range(steps):
-                for fused in self.schedules.fused:
-                    fused.advance()
+                self.schedules.count_step()
+            for _ in range(rounds):
+                for one in fused:
+                    one.scheduler._host_step()
+            for one in fused[:answered]:
+                one.scheduler._host_step()
+        if answered:  # of a round that is not whole, which the device cannot show
+            self.upload()
 
     def _fetch(self) -> None:
         """Read the device's values; waits for it, once."""
         self.pending = self.lean.owed = 0
+        self.cadence.take_rounds()
         self.values_ahead = False
         plans = self.blocks()
         if not plans:
@@ -157,7 +171,7 @@ class Mirror:
         grads: Sequence[Sequence[int]],
         moved: bool,
         scaled: bool,
-        advance: bool,
+        advance: int | None,
     ) -> bool:
         """After a launch; whether the host knows every step count.
 
@@ -165,7 +179,7 @@ class Mirror:
             grads: addresses of the gradients, by plan and member.
             moved: whether the params of the eager engine moved.
             scaled: whether only the device knows if the step was made.
-            advance: whether the fused schedules were to advance.
+            advance: how the launch was to advance the fused schedules; None for not at all.
         """
         self.zeroed.clear()
         if any(capturing(plan.device) for plan in plans):
@@ -176,27 +190,46 @@ class Mirror:
         else:
             for plan, addresses in zip(plans, grads, strict=True):
                 plan.count_step(addresses)
-        if self.schedules.fused and advance:
+        if self.schedules.fused and advance is not None:
             rates = bool(self.rates())
-            self._count_advance(moved, unknown=bool(plans) and (scaled or rates))
+            if advance == layout.COUNTED:
+                self._count_interval(moved, unknown=bool(plans) and (scaled or rates))
+            else:
+                self.cadence.launched(advance)
             if rates and not plans:
                 self.refresh()  # the user reads the tensor without asking us
         return not self.clock_ahead
 
-    def _count_advance(self, moved: bool, unknown: bool) -> None:
-        """The account of the fused schedules, which only the device knows if ``unknown``."""
+    def _count_interval(self, moved: bool, unknown: bool) -> None:
+        """The account of schedules with an interval; only the device has it if ``unknown``."""
         self.since_upload += 1
+        for fused in self.schedules.fused:
+            fused.steps += 1
         if unknown:
             self.values_ahead = True
-            return
-        for fused in self.schedules.fused:
-            fused.steps += moved or fused.on_skip
-        if moved:
+        elif moved:
             self.pending += 1
         else:
             self.refresh()
             with self.host_only():
-                self.schedules.advance_on_skip()
+                self.schedules.count_step(moved=False)
+
+    def step_intervals(self, made: bool) -> None:
+        """After a step that held what is fused: those with an interval advance on the host.
+
+        Args:
+            made: False if ``found_inf`` stopped the step.
+        """
+        self.refresh()
+        for fused in self.schedules.fused:
+            fused.steps += 1
+        changed = True
+        try:
+            with self.host_only():
+                changed = self.schedules.count_step(made)
+        finally:
+            if changed or self.schedules.tables:
+                self.follow()
 
     def _count_lean(self, steps: int, missed: Mapping[int, int]) -> None:
         """After steps made alone: each moved the params, since none had a scaler.
@@ -210,15 +243,65 @@ class Mirror:
             plan.clock += steps
             for index, number in missed.items():
                 plan.offsets[index] += number
-        if self.schedules.fused:
+        if self.schedules.fused and not self.schedules.governed:
             self.since_upload += steps
             self.pending += steps
             for fused in self.schedules.fused:
                 fused.steps += steps
 
+    def next_advance(self, scaled: bool) -> int:
+        """How the next launch advances the fused schedules: STAY, CALLED or COUNTED."""
+        if self.captured or capturing() or not self.schedules.fused:
+            return layout.COUNTED
+        if self.hosted(scaled):
+            return layout.STAY
+        return self.cadence.guess() if self.schedules.governed else layout.COUNTED
+
+    def hosted(self, scaled: bool = False) -> bool:
+        """Whether the host makes the fused schedules' steps, and the launches none.
+
+        Args:
+            scaled: only the device knows whether the next step is made.
+        """
+        intervals = [fused.interval for fused in self.schedules.fused]
+        if None not in intervals:
+            return self.asked and not (scaled and self.schedules.tables)
+        mixed = any(interval is not None for interval in intervals)
+        return mixed or self.asked or self.values_ahead or not self.blocks() or bool(self.rates())
+
+    def counts_intervals(self) -> bool:
+        """Whether the host counts each step, for a schedule with an interval that it makes."""
+        return not self.schedules.governed and self.hosted()
+
+    def can_advance_alone(self) -> bool:
+        """Whether a launch of the fused program alone is what one call asks for."""
+        one = len(self.schedules.fused) == 1 and self.schedules.governed
+        known = self.cadence.words[layout.PERIOD] and self.cadence.words[layout.LEFT]
+        return bool(one and known and not self.hosted())
+
+    def check_capture(self) -> None:
+        """While a stream captures: raise for a fused schedule that the graph could not move."""
+        refused = (fused for fused in self.schedules.fused if fused.refused is not None)
+        for fused in refused if capturing() else ():
+            raise RuntimeError(
+                f"{type(fused.scheduler).__name__} is fused and cannot be captured: {fused.refused}"
+            )
+
+    def take_back(self) -> None:
+        """Put the device back to the last call, if a launch has made steps ahead of the next."""
+        if not self.cadence.ahead:
+            return
+        if capturing():
+            raise RuntimeError(
+                "The last optimizer step expected a scheduler.step() that has not come, and a "
+                "capture cannot take its schedule back; call optimizer.prepare() before the capture"
+            )
+        self.refresh()
+        self.upload()
+
     def check_end(self) -> None:
-        """Before a fused step: renew a table that ends, raise where torch's schedule raises."""
-        if not self.schedules.fused or self.captured:
+        """Before a step with an interval: renew a table, raise where torch's schedule raises."""
+        if not self.schedules.fused or self.schedules.governed or self.captured or self.hosted():
             return
         if not self.blocks():
             self.refresh()
@@ -232,7 +315,8 @@ class Mirror:
 
     def steps_left(self) -> int | None:
         """Steps that can be made before a fused schedule must be looked at; None for no end."""
-        ends = self.programs[0].ends if self.schedules.fused else None
+        looks = self.schedules.fused and not self.schedules.governed
+        ends = self.programs[0].ends if looks else None
         return None if ends is None else max(ends - self.since_upload, 0)
 
     # -- writing ---------------------------------------------------------------------------------
@@ -268,6 +352,8 @@ class Mirror:
         self.drop_lean()
         self.lean.drop_schedule()
         self.since_upload = 0
+        self.cadence.retract()
+        self.asked = self.schedules.asked
         if not plans and not self.schedules.fused:
             return
         record = self.host_record()
@@ -286,6 +372,8 @@ class Mirror:
                 here = place if plan is plans[0] else (0, 0)
                 programs[0].ops[row, layout.ADDRESS], programs[0].ops[row, layout.AUX_LENGTH] = here
             plan.send_values(record, self.programs)
+        calls = 0 if not plans or self.hosted() else len(self.schedules.fused)
+        self.cadence.arrange(calls, programs[0].ends)
 
     def _history_places(self, plans: Sequence[Plan], groups: int) -> list[tuple[int, int]]:
         """Where the HISTORY rows write, on the first device alone; may fail to allocate it."""
@@ -295,10 +383,12 @@ class Mirror:
         self.refresh_clock()
         return [place for history in histories for place in history.bind(plans[0], groups)]
 
-    def follow(self, scheduler: Any) -> None:
+    def follow(self, scheduler: Any = None) -> None:
         """A scheduler has stepped on the host: send what it may have changed."""
-        positions = self.schedules.fused or self.schedules.program_of(scheduler) is not None
-        if positions or self.captured:
+        if not self.blocks():
+            return
+        rows = self.programs and self.programs[0].columns
+        if rows or self.schedules.program_of(scheduler) is not None or self.captured:
             self.upload()
             return
         record = self.host_record()

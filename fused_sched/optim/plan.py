@@ -161,9 +161,13 @@ class Plan:
         grads: Sequence[int],
         scale: Tensor | None,
         found_inf: Tensor | None,
-        advance: bool,
+        advance: int | None,
     ) -> None:
-        """One step of every member, and one advance of the fused schedules if ``advance``."""
+        """One step of every member.
+
+        Args:
+            advance: how the fused schedules advance: STAY, CALLED or COUNTED; None leaves them out.
+        """
         assert self.block is not None
         table = self.table
         if capturing(self.device):
@@ -174,8 +178,10 @@ class Plan:
         staged = table.staged
         for member in staged:
             member.stage_in()
-        program = self.fused_program() if advance else None
-        self.engine.update(self.block, table, grads, program, self.rule, scale, found_inf)
+        program, how = self.fused_program(), advance
+        if how is None:
+            program, how = None, layout.STAY
+        self.engine.update(self.block, table, grads, program, self.rule, how, scale, found_inf)
         for member in staged:
             member.stage_out(unscaled=scale is not None)
 

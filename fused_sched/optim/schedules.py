@@ -11,6 +11,7 @@ from fused_sched.tables import layout
 from fused_sched.tables.block import Block
 from fused_sched.tables.program import Assembled, Entry, Row, Segments, Source, assemble
 
+from .lean import LEAN
 from .rings import Rings
 
 NO_FORM = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -22,42 +23,46 @@ class Fused:
     """A scheduler that advances in ``optimizer.step()``'s launch.
 
     Attributes:
-        scheduler: held strongly: the training depends on it.
-        interval: optimizer steps per advance.
-        on_skip: it also advances when ``found_inf`` makes the step stand still.
-        tick: optimizer steps since the last advance.
-        steps: optimizer steps since it was fused.
-        answered: advances that a ``scheduler.step()`` call has answered.
+        scheduler: held strongly: a captured graph may depend on it.
+        interval: optimizer steps per advance; None where the calls of ``scheduler.step()`` govern.
+        on_skip: it also advances when ``found_inf`` makes a step stand still that nobody's call
+            governs: one of an interval, or of a graph.
+        tick: optimizer steps since the last advance, of an interval.
+        steps, calls: optimizer steps and calls of ``scheduler.step()`` since it was fused.
+        warned: that a call does nothing.
+        refused: why no graph can hold it, or None.
     """
 
     scheduler: Any
-    interval: int
+    interval: int | None
     on_skip: bool
     tick: int = 0
     steps: int = 0
-    answered: int = 0
+    calls: int = 0
+    warned: bool = False
+    refused: str | None = None
 
-    def advance(self) -> None:
-        """Count one optimizer step; run torch's recurrence when it is due."""
+    def advance(self) -> bool:
+        """Count one optimizer step of an interval; run torch's recurrence when it is due."""
+        assert self.interval is not None
         self.tick += 1
-        if self.tick >= self.interval:
-            self.tick = 0
-            self.scheduler._host_step()
+        if self.tick < self.interval:
+            return False
+        self.tick = 0
+        self.scheduler._host_step()
+        return True
 
-    def entry(self) -> Entry:
-        try:
-            segments = self.scheduler._segments()
-        except NO_FORM:
-            segments = self._ended()
-        return Entry(segments, self.interval, self.tick, self.on_skip)
-
-    def _ended(self) -> Segments:
-        """Rows for a schedule whose next step raises: nothing moves or raises before it."""
-        try:
-            self.scheduler._rehearse()
-        except NO_FORM:
-            return {getattr(self.scheduler, "hyper", "lr"): [Row(layout.HOLD, ends=0)]}
-        raise
+    def entry(self, tables: bool) -> Entry:
+        """Its rows; none where it has no device form or, without ``tables``, would need a table."""
+        self.refused = None
+        segments: Segments = {}
+        if tables or not is_tabulated(self.scheduler):
+            try:
+                segments = self.scheduler._segments()
+            except NO_FORM as error:
+                self.refused = str(error)
+                segments = {getattr(self.scheduler, "hyper", "lr"): [Row(layout.HOLD, ends=0)]}
+        return Entry(segments, self.interval or 1, self.tick, self.on_skip)
 
 
 class Schedules:
@@ -66,6 +71,7 @@ class Schedules:
     def __init__(self, columns: Sequence[str]) -> None:
         self.columns = columns
         self.fused: list[Fused] = []
+        self.tables = False  # whether a graph may come, so that tabulated schedules need tables
         self.explicit: list[weakref.ref[Any]] = []  # those with a program of their own
         self.in_graphs: list[Any] = []  # those that captured graphs step
         self.refused: dict[int, str] = {}
@@ -95,11 +101,46 @@ class Schedules:
     def fuse(self, fused: Fused) -> None:
         """Add a scheduler to the launch, or give the one there another cadence, in its place."""
         self.explicit = [ref for ref in self.explicit if ref() is not fused.scheduler]
+        self._drop_lean_calls()
         for number, other in enumerate(self.fused):
             if other.scheduler is fused.scheduler:
                 self.fused[number] = fused
                 return
+        self._drop_abandoned()
         self.fused.append(fused)
+
+    def _drop_abandoned(self) -> None:
+        """Take out the schedulers that only this list still holds: their calls cannot come."""
+        held = []
+        for fused in self.fused:
+            reference = weakref.ref(fused.scheduler)
+            fused.scheduler = None
+            fused.scheduler = reference()
+            if fused.scheduler is not None:
+                held.append(fused)
+        self.fused = held
+
+    def _drop_lean_calls(self) -> None:
+        """They know their scheduler by its number, which may change."""
+        for fused in self.fused:
+            fused.scheduler.__dict__.pop(LEAN, None)
+
+    def unfuse(self, scheduler: Any) -> bool:
+        """Take a scheduler, or with None every one, out of the launch; whether any was in it."""
+        self._drop_lean_calls()
+        before = len(self.fused)
+        self.fused = [f for f in self.fused if scheduler not in (None, f.scheduler)]
+        return len(self.fused) < before
+
+    @property
+    def governed(self) -> bool:
+        """Whether the calls of ``scheduler.step()`` alone move what is fused."""
+        return all(fused.interval is None for fused in self.fused)
+
+    @property
+    def asked(self) -> bool:
+        """Whether the host must ask a function or class for a fused schedule's next value."""
+        return any(is_tabulated(fused.scheduler) for fused in self.fused)
 
     # -- lowering --------------------------------------------------------------------------------
 
@@ -137,7 +178,7 @@ class Schedules:
         Returns:
             The programs, and those of ``explicit`` that still have one.
         """
-        entries = [[fused.entry() for fused in self.fused]]
+        entries = [[fused.entry(self.tables) for fused in self.fused]]
         kept = []
         for ref in self.explicit:
             scheduler = ref()
@@ -167,16 +208,19 @@ class Schedules:
 
     # -- the host's side -------------------------------------------------------------------------
 
-    def advance_on_skip(self) -> None:
-        """A step that ``found_inf`` stopped: only those advance that do so regardless."""
-        for fused in self.fused:
-            if fused.on_skip:
-                fused.advance()
+    def count_step(self, moved: bool = True) -> bool:
+        """One optimizer step, for those with an interval; whether a value has changed.
+
+        Args:
+            moved: False for a step that ``found_inf`` stopped.
+        """
+        timed = [f for f in self.fused if f.interval is not None and (moved or f.on_skip)]
+        return any([fused.advance() for fused in timed])
 
     def rehearse(self) -> None:
-        """Raise what torch raises at the next advance, changing nothing."""
+        """Raise what torch raises at the next advance of an interval, changing nothing."""
         for fused in self.fused:
-            if fused.tick + 1 >= fused.interval:
+            if fused.interval is not None and fused.tick + 1 >= fused.interval:
                 fused.scheduler._rehearse()
 
     def lift(self, host: Block, programs: Sequence[Assembled]) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fused_sched.engines import eager_engine, engine_for
+from fused_sched.tables import layout
 from fused_sched.tables.local import SUPPORTED, local, real
 from fused_sched.tables.params import Member, sparse_error
 from fused_sched.tables.program import NO_TABLE
@@ -227,6 +228,8 @@ class Stepper:
         mirror.settle()
         optimizer = mirror.optimizer
         self.adopt()
+        mirror.take_back()
+        mirror.check_capture()
         mirror.check_end()
         eager, engines = self._by_engine()
         self._retire(engines)
@@ -237,7 +240,9 @@ class Stepper:
         for plan in plans:
             plan.load()
         self._check_layout(eager)
-        advance = not self._is_probe()
+        scaled = found_inf is not None and bool(plans)
+        probe = self._is_probe()
+        advance = None if probe else mirror.next_advance(scaled)
         moved = True
         if eager is None or eager:
             mirror.refresh()
@@ -252,13 +257,14 @@ class Stepper:
             plan.launch(addresses, _at(scale, plan), _at(found_inf, plan), advance)
             here = zip(plan.table.members, addresses, strict=True)
             self.keeper.publish(plan, (member for member, address in here if address))
-        if advance and mirror.schedules.fused:
+        if advance == layout.COUNTED and mirror.schedules.fused:
             mirror.write_rates()
-        scaled = found_inf is not None and bool(plans)
-        self._stepped = self._stepped or advance
+        self._stepped = self._stepped or not probe
         if mirror.count(plans, grads, moved, scaled, advance) and self.keeper.shown:
             self.keeper.write_steps(plans)  # somebody holds the dict and may read it
-        if not advance:
+        if advance == layout.STAY and not mirror.schedules.governed:
+            mirror.step_intervals(moved if found_inf is None else not found_inf.item())
+        if probe:
             mirror.upload()  # without the schedule the launch left one half of the record behind
             for history in mirror.schedules.histories:
                 history.overlook()
@@ -300,6 +306,7 @@ class Stepper:
         _, engines = self._by_engine()
         self._retire(engines)
         mirror.schedules.own_programs(tabulate=True)
+        mirror.schedules.tables |= any(device.type == "cuda" for device in engines)
         plans = self._fitted(engines, everyone=True)
         mirror.upload()
         for plan in plans:

@@ -19,6 +19,7 @@ def before_write(mirror: Mirror, group: dict[str, Any], key: str, value: Any) ->
     """
     if mirror.hosting or mirror.reference() is None:
         return
+    mirror.take_back()  # the next values are computed from this one
     if isinstance(value, Tensor):
         mirror.refresh()
         mirror.drop_lean_schedule()

@@ -27,6 +27,25 @@ LARGE_ITERATIONS = 32
 CLOCK, TICKET, OVERRUN = range(3)
 CLOCK_WORDS = 4
 
+# -- how a launch advances the schedules in it ---------------------------------------------------
+(
+    STAY,  # no row advances; the next half of the record gets the values of the current one
+    CALLED,  # every row advances, also where found_inf stops the step: the user's call will come
+    COUNTED,  # each row by its own INTERVAL, and ON_SKIP where found_inf stops the step
+) = range(3)
+
+# -- the calls of scheduler.step(), see optim/cadence.py: int64 [CADENCE_WORDS], on the host -----
+(
+    PERIOD,  # optimizer steps between the last two rounds of calls; 0 before the first
+    SINCE,  # optimizer steps since the last round
+    AHEAD,  # 1: the device has made a round that the calls have yet to confirm
+    ANSWERED,  # calls of that round that have come
+    CALLS,  # of a round, one for each fused scheduler; 0: no launch computes ahead
+    LEFT,  # advances until a schedule ends; -1 if none does
+    ROUNDS,  # made by the device and confirmed, not yet taken over by the host
+) = range(7)
+CADENCE_WORDS = 7
+
 # -- a schedule row's scalars: int64 [rows, OP_WORDS] --------------------------------------------
 (
     OPCODE,
