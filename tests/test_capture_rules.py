@@ -1,16 +1,11 @@
-"""What may happen around a capture, without a GPU.
+"""What may happen around a capture, without a GPU: tests/recording.py stands for a graph.
 
-A *recording* stands for a CUDA graph: while it is made, every part of the package believes that
-the stream captures and launches are noted, not run; a replay runs them with no help of the host.
 ``tests/gpu`` does the same with real graphs.
 """
 
 from __future__ import annotations
 
 import copy
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -18,9 +13,8 @@ import torch
 from torch import Tensor
 
 import fused_sched
-from fused_sched.engines import engine_for
-from fused_sched.optim import plan as plans
 from tests.cases import SHAPES, gradient
+from tests.recording import Recording, record
 from tests.training import FEW, OURS, case, check, named, set_grads, stock, three, train
 
 pytestmark = pytest.mark.usefixtures("launch_engine", "whole_steps")
@@ -28,56 +22,10 @@ pytestmark = pytest.mark.usefixtures("launch_engine", "whole_steps")
 MOMENTUM, ADAM = case("SGD-momentum"), case("Adam-weight_decay")
 
 
-@contextmanager
-def capturing() -> Iterator[None]:
-    """Within, the package believes that the current stream is being captured."""
-    real = plans.capturing
-    with pytest.MonkeyPatch.context() as patch:
-        for name, module in list(sys.modules.items()):
-            if name.startswith("fused_sched.") and getattr(module, "capturing", None) is real:
-                patch.setattr(module, "capturing", lambda device=None: True)
-        yield
-
-
-class Recording:
-    """The launches of one captured region, and the gradients whose addresses they hold."""
-
-    def __init__(self) -> None:
-        self.grads: list[Tensor | None] = []
-        self._launches: list[Any] = []
-
-    @contextmanager
-    def made(self) -> Iterator[None]:
-        launches = engine_for(torch.device("cpu"))
-        with pytest.MonkeyPatch.context() as patch:
-            for name in ("update", "advance"):
-                patch.setattr(launches, name, self._noting(getattr(launches, name)))
-            with capturing():
-                yield
-
-    def _noting(self, launch: Any) -> Any:
-        return lambda *args, **kwargs: self._launches.append((launch, args, kwargs))
-
-    def replay(self, times: int = 1) -> None:
-        for _ in range(times):
-            for launch, args, kwargs in self._launches:
-                launch(*args, **kwargs)
-
-
-def record(opt: Any, params: list[Tensor], step: int = 0) -> Recording:
-    """``opt.step()`` in a graph, with gradients that stay where they are."""
-    set_grads(params, step)
-    recording = Recording()
-    recording.grads = [param.grad for param in params]
-    with recording.made():
-        opt.step()
-    return recording
-
-
 def exponential(opt: Any, fused: bool = True) -> Any:
     schedule = fused_sched.lr_scheduler.ExponentialLR(opt, 0.5)
     if fused:
-        fused_sched.fuse(opt, schedule)
+        fused_sched.fuse(opt, schedule, interval=1)
     return schedule
 
 

@@ -108,7 +108,7 @@ def test_every_optimizer_keeps_its_state(engine, case):
 def test_plateau_is_converted_and_stays_explicit(engine):
     build = make("ReduceLROnPlateau", patience=1, factor=0.5)
     stock, ours = stock_side(build), stock_side(build)
-    fused_sched.fuse(ours.opt, ours.scheduler)
+    fused_sched.fuse(ours.opt, ours.scheduler, interval=1)
     assert type(ours.scheduler) is fused_sched.lr_scheduler.ReduceLROnPlateau
     assert not ours.opt._ledger.mirror.schedules.fused
     for metric in (1.0, 0.9, torch.tensor(0.95), torch.tensor(0.95), 0.95, 0.95):
@@ -121,7 +121,7 @@ def test_plateau_is_converted_and_stays_explicit(engine):
 def test_several_stock_schedulers_are_fused_one_by_one(engine):
     stock, ours = (stock_side(LINEAR, EXPONENTIAL) for _ in range(2))
     for scheduler in ours.schedulers:
-        fused_sched.fuse(ours.opt, scheduler)
+        fused_sched.fuse(ours.opt, scheduler, interval=1)
     for _ in range(8):
         stock.step()
         ours.step()
@@ -150,7 +150,7 @@ def warned(action: Any) -> list[tuple[type, str]]:
 
 def test_order_warning_after_a_conversion_is_stocks(engine):
     stock, ours = stock_side(EXPONENTIAL), stock_side(EXPONENTIAL)
-    fused_sched.fuse(ours.opt, ours.scheduler)
+    fused_sched.fuse(ours.opt, ours.scheduler, interval=1)
     assert hasattr(ours.opt.step, "_wrapped_by_lr_sched")
     later = [
         COSINE(torch.optim.lr_scheduler, stock.opt),
@@ -169,7 +169,7 @@ def test_hooks_run_once_after_a_conversion(engine):
     calls: list[str] = []
     side.opt.register_step_pre_hook(lambda *_: calls.append("pre"))
     side.opt.register_step_post_hook(lambda *_: calls.append("post"))
-    fused_sched.fuse(side.opt, side.scheduler)
+    fused_sched.fuse(side.opt, side.scheduler, interval=1)
     side.step()
     assert calls == ["pre", "post"]
 
@@ -187,14 +187,14 @@ def test_foreign_optimizer_is_refused_with_what_to_use(build):
     kind = type(opt)
     scheduler = fused_sched.lr_scheduler.ExponentialLR(opt, gamma=0.9)
     with pytest.raises(TypeError, match=f"{kind.__name__} cannot carry.*SGD.*fused_sched.optim"):
-        fused_sched.fuse(opt, scheduler)
+        fused_sched.fuse(opt, scheduler, interval=1)
     assert type(opt) is kind
 
 
 def test_scheduler_of_another_optimizer_is_refused():
     side, other = stock_side(EXPONENTIAL), stock_side(EXPONENTIAL)
     with pytest.raises(ValueError, match="ExponentialLR belongs to another optimizer; build it on"):
-        fused_sched.fuse(side.opt, other.scheduler)
+        fused_sched.fuse(side.opt, other.scheduler, interval=1)
     assert type(side.opt) is torch.optim.SGD
     assert type(other.scheduler) is torch.optim.lr_scheduler.ExponentialLR
 
@@ -208,7 +208,7 @@ def test_bad_interval_is_refused(interval):
 
 def test_not_a_scheduler_is_refused():
     with pytest.raises(TypeError, match="object is not an LRScheduler"):
-        fused_sched.fuse(our_side().opt, object())
+        fused_sched.fuse(our_side().opt, object(), interval=1)
 
 
 def test_bad_horizon_is_refused():
@@ -224,7 +224,7 @@ def test_differentiable_optimizer_is_refused():
     opt = torch.optim.SGD([Parameter(torch.ones(2))], lr=0.1, differentiable=True)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(opt, 0.9)
     with pytest.raises(ValueError, match="differentiable=True cannot be fused"):
-        fused_sched.fuse(opt, scheduler)
+        fused_sched.fuse(opt, scheduler, interval=1)
     assert type(opt) is torch.optim.SGD
 
 
@@ -232,7 +232,7 @@ def test_step_replaced_by_somebody_is_not_lost():
     side = stock_side(EXPONENTIAL)
     side.opt.step = lambda: None
     with pytest.raises(RuntimeError, match="replaced by somebody's own function"):
-        fused_sched.fuse(side.opt, side.scheduler)
+        fused_sched.fuse(side.opt, side.scheduler, interval=1)
 
 
 # -- copies --------------------------------------------------------------------------------------
@@ -275,7 +275,7 @@ def test_copied_pair_goes_on_by_itself(build, fused, copying, launch_engine):
 @pytest.mark.parametrize("copying", [copy.deepcopy, by_torch_save])
 def test_converted_third_party_class_is_copied(copying):
     side = stock_side(lambda module, opt: ThirdParty(opt))
-    fused_sched.fuse(side.opt, side.scheduler)
+    fused_sched.fuse(side.opt, side.scheduler, interval=1)
     side.step()
     opt, scheduler = copying((side.opt, side.scheduler))
     assert isinstance(scheduler, ThirdParty) and scheduler.optimizer is opt
@@ -372,7 +372,7 @@ def test_callable_objects_are_not_disturbed_by_running_ahead(engine):
 
     call = Counting()
     side = our_side(make("LambdaLR", lr_lambda=call))
-    fused_sched.fuse(side.opt, side.scheduler)
+    fused_sched.fuse(side.opt, side.scheduler, interval=1)
     assert call.calls == 3  # torch's own first step, once per group
 
 

@@ -445,7 +445,7 @@ def train(params: list[Parameter], steps: int = 4, **options: Any) -> Any:
         ],
         [2],
     )
-    fused_sched.fuse(opt, sched)
+    fused_sched.fuse(opt, sched, interval=1)
     for step in range(steps):
         set_grads(params, step)
         opt.step()

@@ -201,7 +201,7 @@ def test_schedules_said_to_be_bit_for_bit_are(case):
     """On the compiled engine, fused; tests/test_schedules.py has the promise of the others."""
     with fused_sched.use_engine("native"):
         ours, stock = our_side(case.build), stock_side(case.build)
-        fused_sched.fuse(ours.opt, ours.scheduler)
+        fused_sched.fuse(ours.opt, ours.scheduler, interval=1)
         ours.opt.found_inf = torch.zeros(1)  # a scaler is at work: lr is read from the device
         for _ in range(200):
             ours.step()

@@ -35,7 +35,7 @@ def test_one_launch_and_its_bytes(launch_engine):
 
 def test_schedules_by_where_they_advance(engine):
     side = our_side(EXPONENTIAL, LAMBDA)
-    fused_sched.fuse(side.opt, side.scheduler)
+    fused_sched.fuse(side.opt, side.scheduler, interval=1)
     told = fused_sched.explain(side.opt)
     assert (told.fused, told.explicit, told.host_only) == (["ExponentialLR"], ["LambdaLR"], {})
 

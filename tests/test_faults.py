@@ -43,7 +43,7 @@ class Run:
         self.scheduler: Any = schedulers.CosineAnnealingLR(self.opt, T_max=30)
         self.calls = not (ours and fuse)
         if ours and fuse:
-            fused_sched.fuse(self.opt, self.scheduler)
+            fused_sched.fuse(self.opt, self.scheduler, interval=1)
         self.made = 0
 
     def backward(self) -> None:

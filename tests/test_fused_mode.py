@@ -23,7 +23,8 @@ from tests.cases import (
     sequential,
     slower_on_odd,
 )
-from tests.twins import Twins, assert_same, our_side, record
+from tests.recording import capturing
+from tests.twins import Twins, assert_same, our_side, record, stock_side
 
 # A SequentialLR starts its children before any optimizer step; nested composites do it again.
 pytestmark = [
@@ -200,41 +201,40 @@ def test_interval_of_three_steps(engine, build, answering):
 def test_interval_changed_keeps_the_order_of_the_schedules(engine):
     side = our_side(EXPONENTIAL, LINEAR)
     for scheduler in side.schedulers:
-        fused_sched.fuse(side.opt, scheduler)
+        fused_sched.fuse(side.opt, scheduler, interval=1)
     fused_sched.fuse(side.opt, side.scheduler, interval=2)
     fused = side.opt._ledger.mirror.schedules.fused
     assert [one.scheduler for one in fused] == side.schedulers
     assert [one.interval for one in fused] == [2, 1]
 
 
-def test_extra_calls_of_a_fused_scheduler_do_nothing(engine):
-    twins = Twins(EXPONENTIAL)
+def test_calls_beside_an_interval_do_nothing_and_warn_once(engine):
+    twins = Twins(EXPONENTIAL, interval=2)
+    twins.run(10)
+    expected = (
+        r"ExponentialLR.step\(\) was called 1 times in 10 optimizer steps, .*interval=2: it "
+        "advances by itself.*Drop the call, or fuse without an interval"
+    )
+    with pytest.warns(UserWarning, match=expected):
+        twins.ours.scheduler.step()
     for _ in range(5):
         twins.step()
-        for _ in range(3):
-            twins.ours.scheduler.step()
-        twins.check()
+        twins.ours.scheduler.step()  # a second warning would be an error
     twins.check_host()
 
 
-def test_another_cadence_than_the_interval_raises(engine):
-    side = our_side(EXPONENTIAL)
-    fused_sched.fuse(side.opt, side.scheduler)
-    for _ in range(10):
-        side.step()
-    with pytest.raises(RuntimeError, match="once in 10 optimizer steps.*advance every 1.*interval"):
-        side.scheduler.step()
-    assert side.scheduler.last_epoch == 10
-
-
-def test_cadence_is_not_checked_where_the_host_cannot_know(engine):
-    side = our_side(EXPONENTIAL, make("ReduceLROnPlateau"))
+def test_calls_govern_beside_a_metric_on_the_device(engine):
+    """The host does not know lr then: it asks the device at the next call."""
+    side, stock = our_side(EXPONENTIAL, make("ReduceLROnPlateau")), stock_side(EXPONENTIAL)
     fused_sched.fuse(side.opt, side.scheduler)
     for step in range(8):
-        side.step()
+        for one in (side, stock):
+            one.step()
         side.schedulers[1].step(torch.tensor(1.0 / (step + 1)))
-        side.scheduler.step()
-        assert side.scheduler.last_epoch == step + 1
+        for one in (side, stock):
+            one.scheduler.step()
+        assert_same(side.scheduler.last_epoch, step + 1)
+        assert_same(side.scheduler.get_last_lr(), stock.scheduler.get_last_lr())
 
 
 # -- several schedulers, composites --------------------------------------------------------------
@@ -257,7 +257,7 @@ def test_several_schedulers_on_one_optimizer(engine, mode, builds):
 
 def test_one_scheduler_fused_and_one_explicit(engine):
     twins = Twins(EXPONENTIAL, LINEAR, fused=False)
-    fused_sched.fuse(twins.ours.opt, twins.ours.scheduler)
+    fused_sched.fuse(twins.ours.opt, twins.ours.scheduler, interval=1)
     twins.run(10)  # the explicit one moves lr on the host, between two launches
     twins.check_host()
 
@@ -317,16 +317,26 @@ def test_nested_composites_come_back_from_the_device(build, launch_engine):
 def test_child_of_a_composite_is_not_fused_by_itself():
     side = our_side(sequential([3], LINEAR, EXPONENTIAL))
     with pytest.raises(ValueError, match="stepped by another scheduler; fuse that one instead"):
-        fused_sched.fuse(side.opt, side.scheduler._schedulers[0])
+        fused_sched.fuse(side.opt, side.scheduler._schedulers[0], interval=1)
 
 
-def test_recursive_table_beside_another_schedule_of_lr_is_refused(engine):
-    side = our_side(sequential([5], chained(LINEAR), EXPONENTIAL), EXPONENTIAL)
-    fused_sched.fuse(side.opt, side.scheduler)
-    with pytest.raises(ValueError, match="cannot share lr with another schedule"):
-        fused_sched.fuse(side.opt, side.schedulers[1])
+RECURSIVE_TABLE = sequential([5], chained(LINEAR), EXPONENTIAL)
+
+
+def test_recursive_table_beside_another_schedule_of_lr_trains_eagerly(engine):
+    twins = Twins(RECURSIVE_TABLE, EXPONENTIAL, answering=True)
+    twins.run(9)
+    twins.check_host()
+
+
+def test_recursive_table_beside_another_schedule_of_lr_is_refused_in_a_graph(launch_engine):
+    side = our_side(RECURSIVE_TABLE, EXPONENTIAL)
+    side.opt._ledger.mirror.schedules.tables = True  # as for CUDA params
+    for scheduler in side.schedulers:
+        fused_sched.fuse(side.opt, scheduler)
     side.step()
-    assert [one.scheduler for one in side.opt._ledger.mirror.schedules.fused] == [side.scheduler]
+    with capturing(), pytest.raises(RuntimeError, match="cannot share lr with another schedule"):
+        side.step()
 
 
 # -- schedules that end --------------------------------------------------------------------------
@@ -357,10 +367,12 @@ def test_table_is_renewed_while_training_is_eager(engine, build, interval):
 
 @pytest.mark.parametrize("build", [b for _, b in SHORT], ids=[name for name, _ in SHORT])
 def test_table_that_ran_out_in_a_graph_holds_and_says_so(build, launch_engine):
-    twins = Twins(build)
+    twins = Twins(build, tables=True)
     twins.run(5)
     ledger = twins.ours.opt._ledger
     ledger.mirror.captured = True  # the steps from here on stand for replays
+    for _ in range(5):
+        twins.ours.step()
     held = record(twins.ours.opt)
     for _ in range(3):
         twins.ours.step()
@@ -378,7 +390,6 @@ def snapshot(side: Any) -> Any:
 
 ENDING = [
     ("one-cycle", make("OneCycleLR", max_lr=0.1, total_steps=4), "Tried to step 5 times"),
-    ("constant", make("ConstantLR", factor=0, total_iters=5), "float division by zero"),
     ("sequential", sequential([2], LINEAR, make("OneCycleLR", max_lr=0.1, total_steps=4)), "Tried"),
 ]
 
@@ -403,11 +414,30 @@ def test_end_of_a_schedule_raises_as_torch_and_changes_nothing(engine, build, me
     assert_same(snapshot(twins.ours), before, tolerance=0.0)
 
 
-def test_schedule_that_ends_at_once_is_refused(engine):
+@pytest.mark.parametrize("interval", [1, 3])
+def test_schedule_that_the_host_steps_raises_where_torch_does(engine, interval):
+    twins = Twins(make("ConstantLR", factor=0, total_iters=5), interval=interval)
+    twins.run(5 * interval - 1)
+    for side in twins.sides():
+        with pytest.raises(ZeroDivisionError, match="float division by zero"):
+            side.step()
+            side.scheduler.step()
+    torch.testing.assert_close(twins.ours.params, twins.stock.params)
+
+
+def test_schedule_that_ends_at_once_is_refused_with_an_interval(engine):
     side = our_side(make("StepLR", step_size=0))
     with pytest.raises(ZeroDivisionError, match="modulo by zero"):
-        fused_sched.fuse(side.opt, side.scheduler)
+        fused_sched.fuse(side.opt, side.scheduler, interval=1)
     side.step()  # and nothing is fused
+
+
+def test_schedule_that_ends_at_once_raises_at_its_first_call(engine):
+    side = our_side(make("StepLR", step_size=0))
+    fused_sched.fuse(side.opt, side.scheduler)
+    side.step()
+    with pytest.raises(ZeroDivisionError, match="modulo by zero"):
+        side.scheduler.step()
 
 
 # -- classes of others ---------------------------------------------------------------------------
@@ -492,20 +522,32 @@ RECURSIVE = [
 
 
 @pytest.mark.parametrize("build", [b for _, b in RECURSIVE], ids=[name for name, _ in RECURSIVE])
-def test_class_that_reads_the_groups_lr_is_refused_and_works_explicitly(engine, build):
-    twins = Twins(build, fused=False)
-    before = type(twins.ours.scheduler)
-    with pytest.raises(ValueError, match='ShrinkingLR computes lr from group\\["lr"\\]'):
-        fused_sched.fuse(twins.ours.opt, twins.ours.scheduler)
-    assert type(twins.ours.scheduler) is before
+def test_class_that_reads_the_groups_lr_trains_eagerly(engine, mode, build):
+    twins = Twins(build, fused=mode == "fused", answering=True)
     twins.run(8)
+    for side in twins.sides():
+        side.opt.param_groups[0]["lr"] *= 0.5
+    twins.run(3)
+    twins.check_host()
+
+
+@pytest.mark.parametrize("build", [b for _, b in RECURSIVE], ids=[name for name, _ in RECURSIVE])
+def test_class_that_reads_the_groups_lr_is_refused_in_a_graph(launch_engine, build):
+    twins = Twins(build, answering=True, tables=True)
+    twins.run(2)
+    with (
+        capturing(),
+        pytest.raises(RuntimeError, match='ShrinkingLR computes lr from group\\["lr"\\]'),
+    ):
+        twins.ours.step()
+    twins.run(2)  # and goes on eagerly
     twins.check_host()
 
 
 def test_subclass_of_ours_with_its_own_step_is_refused():
     side = our_side(on_own_base(stateful, "ExponentialLR", gamma=0.9))
     with pytest.raises(ValueError, match="overrides step"):
-        fused_sched.fuse(side.opt, side.scheduler)
+        fused_sched.fuse(side.opt, side.scheduler, interval=1)
 
 
 # -- GradScaler's found_inf ----------------------------------------------------------------------
@@ -615,7 +657,7 @@ def test_group_added_later_raises_as_torch(engine, mode, build):
 
 def test_change_that_a_graph_cannot_follow_is_refused_and_leaves_the_rest(launch_engine):
     side = our_side(make("StepLR", step_size=2))
-    fused_sched.fuse(side.opt, side.scheduler)
+    fused_sched.fuse(side.opt, side.scheduler, interval=1)
     side.step()
     side.opt._ledger.mirror.captured = True  # as after a capture
     saved = side.scheduler.state_dict()
@@ -634,7 +676,7 @@ def test_first_step_of_a_warm_up_from_zero_counts(engine):
     param = torch.nn.Parameter(torch.ones(1))
     opt = fused_sched.optim.SGD([param], lr=0.5)
     scheduler = torch.optim.lr_scheduler.LambdaLR(opt, lambda epoch: epoch / 4)
-    fused_sched.fuse(opt, scheduler)
+    fused_sched.fuse(opt, scheduler, interval=1)
     for step in range(1, 4):
         param.grad = torch.ones(1)
         opt.step()

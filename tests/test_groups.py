@@ -34,7 +34,7 @@ def ahead(engine):
     params = three()
     opt = OURS.SGD(params, lr=LR, momentum=0.9)
     schedule = fused_sched.lr_scheduler.ExponentialLR(opt, 0.5)
-    fused_sched.fuse(opt, schedule)
+    fused_sched.fuse(opt, schedule, interval=1)
     train(opt, params, range(2))
     opt.keep = schedule
     return opt
@@ -353,7 +353,7 @@ def test_the_probe_of_distributed_checkpoints_moves_nothing(row, engine):
     before = [p.detach().clone() for p in params]
     opt = row.build(OURS, params)
     schedule = fused_sched.lr_scheduler.ExponentialLR(opt, 0.5)
-    fused_sched.fuse(opt, schedule)
+    fused_sched.fuse(opt, schedule, interval=1)
     probe(opt)
     assert schedule.last_epoch == 0
     assert opt.param_groups[0]["lr"] == row.kwargs["lr"]
@@ -369,7 +369,7 @@ def test_a_first_step_at_zero_with_gradients_is_no_probe(engine):
     before = [p.detach().clone() for p in params]
     opt = OURS.SGD(params, lr=LR)
     schedule = fused_sched.lr_scheduler.StepLR(opt, 1, gamma=0.5)
-    fused_sched.fuse(opt, schedule)
+    fused_sched.fuse(opt, schedule, interval=1)
     opt.param_groups[0]["lr"] = 0.0
     train(opt, params, range(1))
     check([p.detach() for p in params], before)
@@ -381,7 +381,7 @@ def test_a_schedule_that_starts_at_zero_moves(engine):
     params = three()
     opt = OURS.SGD(params, lr=LR)
     schedule = fused_sched.lr_scheduler.LambdaLR(opt, lambda epoch: epoch / 4)
-    fused_sched.fuse(opt, schedule)
+    fused_sched.fuse(opt, schedule, interval=1)
     assert opt.param_groups[0]["lr"] == 0.0
     train(opt, params, range(2))
     assert opt.param_groups[0]["lr"] == LR / 2

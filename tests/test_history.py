@@ -40,7 +40,7 @@ class Training:
         self.scheduler = build(schedulers, self.opt)
         self.fused = fuse
         if fuse:
-            fused_sched.fuse(self.opt, self.scheduler)
+            fused_sched.fuse(self.opt, self.scheduler, interval=1)
         self.used: list[list[tuple[float, float]]] = []
 
     def step(self, times: int = 1) -> None:
@@ -280,7 +280,7 @@ def test_a_masked_batch_at_lr_0_is_a_step(engine):
     param = Parameter(torch.ones(3))
     opt = optim.SGD([param], lr=1.0)
     schedule = schedulers.LinearLR(opt, 0.1, total_iters=10)
-    fused_sched.fuse(opt, schedule)
+    fused_sched.fuse(opt, schedule, interval=1)
     history = schedule.history(3)
     for rate in (None, None, None, None, 0.0):
         if rate is not None:

@@ -75,7 +75,7 @@ def test_weight_decay_moves_as_lr_would(engine, mode, name):
     scheduler = getattr(ours, name)(opt, **SCHEDULES[name], hyper="weight_decay")
     stock = stock_class(name)(stock_opt, **SCHEDULES[name])
     if mode == "fused":
-        fused_sched.fuse(opt, scheduler)
+        fused_sched.fuse(opt, scheduler, interval=1)
     for _ in range(STEPS):
         step(opt)
         step(stock_opt)
@@ -99,7 +99,7 @@ def stock_bases(opt: Any) -> list[float]:
 def test_any_number_of_the_groups(engine, key):
     opt = our_optimizer(key)
     scheduler = ours.ExponentialLR(opt, gamma=0.5, hyper=key)
-    fused_sched.fuse(opt, scheduler)
+    fused_sched.fuse(opt, scheduler, interval=1)
     assert scheduler.hyper == key
     for _ in range(3):
         step(opt)
@@ -108,7 +108,9 @@ def test_any_number_of_the_groups(engine, key):
 
 def test_momentum_of_sgd(engine):
     opt = our_optimizer("momentum", name="SGD")
-    fused_sched.fuse(opt, ours.LinearLR(opt, start_factor=0.5, total_iters=2, hyper="momentum"))
+    fused_sched.fuse(
+        opt, ours.LinearLR(opt, start_factor=0.5, total_iters=2, hyper="momentum"), interval=1
+    )
     for _ in range(2):
         step(opt)
     assert_same([group["momentum"] for group in opt.param_groups], list(DECAYS))
@@ -126,7 +128,7 @@ def test_lr_and_weight_decay_side_by_side(engine):
         theirs.OneCycleLR(reference(), max_lr=0.3, total_steps=30),
     ]
     for scheduler in both:
-        fused_sched.fuse(opt, scheduler)
+        fused_sched.fuse(opt, scheduler, interval=1)
     for _ in range(STEPS):
         step(opt)
         step(stock_opt)
@@ -148,7 +150,7 @@ def test_sequential_and_chained(engine):
 
     schedulers, stock = build(ours, opt, hyper="weight_decay"), build(theirs, stock_opt)
     for scheduler in schedulers:
-        fused_sched.fuse(opt, scheduler)
+        fused_sched.fuse(opt, scheduler, interval=1)
     for _ in range(9):
         step(opt)
         step(stock_opt)
@@ -164,7 +166,7 @@ def test_chained_schedulers_move_what_each_says(engine):
     scheduler = ours.ChainedScheduler(
         [ours.ExponentialLR(opt, 0.5, hyper="weight_decay"), ours.ExponentialLR(opt, 0.25)]
     )
-    fused_sched.fuse(opt, scheduler)
+    fused_sched.fuse(opt, scheduler, interval=1)
     for _ in range(2):
         step(opt)
     assert [group["weight_decay"] for group in opt.param_groups] == [v / 4 for v in DECAYS]
@@ -176,7 +178,7 @@ def test_nested_composite_is_tabulated(engine):
     opt = our_optimizer("weight_decay")
     inner = ours.ChainedScheduler([ours.ExponentialLR(opt, 0.5, hyper="weight_decay")])
     scheduler = ours.ChainedScheduler([inner, ours.ExponentialLR(opt, 0.25)])
-    fused_sched.fuse(opt, scheduler)
+    fused_sched.fuse(opt, scheduler, interval=1)
     for _ in range(2):
         step(opt)
     assert [group["weight_decay"] for group in opt.param_groups] == [v / 4 for v in DECAYS]

@@ -61,7 +61,7 @@ class Both:
         self.stock = Run(torch.optim, torch.optim.lr_scheduler, name, **options)
         self.ours = Run(fused_sched.optim, fused_sched.lr_scheduler, name, **options)
         if fused:
-            fused_sched.fuse(self.ours.opt, self.ours.scheduler)
+            fused_sched.fuse(self.ours.opt, self.ours.scheduler, interval=1)
         self.ours.calls = not fused
         self.step(4)
 

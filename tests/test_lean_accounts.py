@@ -34,7 +34,7 @@ def test_fusing_a_stock_plateau_loses_no_advance():
     assert both.ours.scheduler.__dict__["_lean"] is not None
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(both.ours.opt)
     both.step(3)
-    fused_sched.fuse(both.ours.opt, plateau)
+    fused_sched.fuse(both.ours.opt, plateau, interval=1)
     both.step(3)
     both.check()
 

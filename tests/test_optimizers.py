@@ -488,7 +488,7 @@ def test_lr_tensor_is_written_by_schedules(fused, engine):
     opt = OURS.SGD(params, lr=rate)
     scheduler = fused_sched.lr_scheduler.ExponentialLR(opt, 0.5)
     if fused:
-        fused_sched.fuse(opt, scheduler)
+        fused_sched.fuse(opt, scheduler, interval=1)
     for step in range(3):
         set_grads(params, step)
         opt.step()
@@ -514,7 +514,7 @@ def test_lr_tensor_may_be_shared_by_groups(launch_engine):
     rate = torch.tensor(0.5, dtype=torch.float64)
     params = three()
     opt = OURS.SGD([{"params": params[:1]}, {"params": params[1:]}], lr=rate)
-    fused_sched.fuse(opt, fused_sched.lr_scheduler.ExponentialLR(opt, 0.5))
+    fused_sched.fuse(opt, fused_sched.lr_scheduler.ExponentialLR(opt, 0.5), interval=1)
     train(opt, params, range(2))
     assert float(rate) == 0.125  # once per step, not once per group
 
@@ -531,7 +531,7 @@ def test_sparse_gradients_raise_and_change_nothing(row, engine):
     params = [SHAPES[7].build(), SHAPES[9].build()]
     opt = row.build(OURS, params)
     scheduler = fused_sched.lr_scheduler.ExponentialLR(opt, 0.5)
-    fused_sched.fuse(opt, scheduler)
+    fused_sched.fuse(opt, scheduler, interval=1)
     train(opt, params, range(1))
     set_grads(params, 1)
     params[1].grad = sparse(params[1])

@@ -137,7 +137,7 @@ def begin(side: Side) -> None:
 
 
 def fuse(side: Side) -> None:
-    fused_sched.fuse(side.opt, side.scheduler)
+    fused_sched.fuse(side.opt, side.scheduler, interval=1)
 
 
 def tell_explicit(story: Story) -> None:

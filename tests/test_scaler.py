@@ -165,7 +165,7 @@ def test_the_scalers_attributes_do_not_stay(row, engine):
 def test_fused_schedules_stand_still_unless_told(on_skip, overflows, engine):
     opt, _, _ = one = make(MOMENTUM, OURS)
     schedule = fused_sched.lr_scheduler.ExponentialLR(opt, 0.5)
-    fused_sched.fuse(opt, schedule, advance_on_skip=on_skip)
+    fused_sched.fuse(opt, schedule, interval=1, advance_on_skip=on_skip)
     run(one, overflows)
     moves = STEPS if on_skip else STEPS - len(overflows)
     assert opt.param_groups[0]["lr"] == MOMENTUM.kwargs["lr"] * 0.5**moves
@@ -177,7 +177,7 @@ def test_fused_schedules_stand_still_unless_told(on_skip, overflows, engine):
 def test_the_params_see_the_schedule_that_stood_still(overflows, engine):
     """Against torch's loop that skips ``scheduler.step()`` with the optimizer's."""
     opt, ours, _ = one = make(MOMENTUM, OURS)
-    fused_sched.fuse(opt, fused_sched.lr_scheduler.ExponentialLR(opt, 0.5))
+    fused_sched.fuse(opt, fused_sched.lr_scheduler.ExponentialLR(opt, 0.5), interval=1)
     run(one, overflows)
     theirs = three()
     stock = MOMENTUM.build(torch.optim, theirs, foreach=False)
@@ -196,8 +196,8 @@ def test_schedules_of_both_kinds_on_one_optimizer(engine):
         fused_sched.lr_scheduler.ExponentialLR(opt, 0.5),
         fused_sched.lr_scheduler.MultiStepLR(opt, [1, 2, 3, 4, 5], 3.0),
     ]
-    fused_sched.fuse(opt, schedules[0])
-    fused_sched.fuse(opt, schedules[1], advance_on_skip=True)
+    fused_sched.fuse(opt, schedules[0], interval=1)
+    fused_sched.fuse(opt, schedules[1], interval=1, advance_on_skip=True)
     run(one, {0, 2})
     assert [s.last_epoch for s in schedules] == [STEPS - 2, STEPS]
     expected = MOMENTUM.kwargs["lr"] * 0.5 ** (STEPS - 2) * 3.0**STEPS
@@ -208,7 +208,7 @@ def test_steps_without_a_scaler_may_follow(engine):
     """As after training in mixed precision, and with a step whose gradients are partly missing."""
     opt, params, _ = one = make(case("Adam-default"), OURS)
     schedule = fused_sched.lr_scheduler.ExponentialLR(opt, 0.5)
-    fused_sched.fuse(opt, schedule)
+    fused_sched.fuse(opt, schedule, interval=1)
     run(one, {1}, range(3))
     for step in range(3, 5):
         for param in params:

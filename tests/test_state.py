@@ -531,7 +531,7 @@ def test_a_fused_schedule_outlives_a_change_of_engine():
     params = three()
     opt = OURS.SGD(params, lr=1.0)
     scheduler = fused_sched.lr_scheduler.ExponentialLR(opt, 0.5)
-    fused_sched.fuse(opt, scheduler)
+    fused_sched.fuse(opt, scheduler, interval=1)
     for step, name in enumerate(["triton", "native", "eager", "triton", "eager", "native"]):
         with fused_sched.use_engine(name):
             train(opt, params, [step])

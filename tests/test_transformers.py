@@ -86,7 +86,7 @@ def test_every_name_that_moves_by_itself_is_a_case():
 def test_fused_schedule_is_exact(case, launch_engine):
     ours, stock = optimizer(fused_sched.optim), optimizer(torch.optim)
     scheduler, reference = case.build(ours), case.build(stock)
-    fused_sched.fuse(ours, scheduler)
+    fused_sched.fuse(ours, scheduler, interval=1)
     assert not scheduler._tabulated()
     ours.found_inf = torch.zeros(1)  # a scaler is at work: lr is read from the device
     for step in range(TOTAL + 12 if launch_engine == "native" else 12):
@@ -103,7 +103,7 @@ def test_values_far_beyond_any_horizon(case):
     with fused_sched.use_engine("native"):
         opt = optimizer(fused_sched.optim)
         scheduler = case.build(opt)
-        fused_sched.fuse(opt, scheduler)
+        fused_sched.fuse(opt, scheduler, interval=1)
         (plan,) = opt._ledger.mirror.plans.values()
         program = plan.block.programs[0]
         for epoch in (TOTAL, 10_001, 1_000_000):
@@ -129,7 +129,7 @@ def test_callables_that_differ_between_groups_are_tabulated():
     ]
     scheduler = fused_sched.lr_scheduler.LambdaLR(opt, calls)
     assert scheduler._tabulated()
-    fused_sched.fuse(opt, scheduler)
+    fused_sched.fuse(opt, scheduler, interval=1)
     for group in opt.param_groups:
         group["params"][0].grad = torch.ones(1)
     opt.step()

@@ -156,7 +156,7 @@ def test_values_go_on_from_where_a_graph_has_left_the_schedule():
     ours, stock = our_side(build), stock_side(build)
     cpu = torch.device("cpu")
     with fused_sched.use_engine("triton"), quick():
-        fused_sched.fuse(ours.opt, ours.scheduler)
+        fused_sched.fuse(ours.opt, ours.scheduler, interval=1)
         ours.backward()
         graph = stand_in.new_graph(cpu)
         with stand_in.capture(graph):

@@ -55,7 +55,8 @@ class Twins:
     Args:
         fused: our schedulers are fused, in their order.
         interval: optimizer steps per schedule step.
-        answering: the loop calls ``scheduler.step()`` of fused schedules as well.
+        answering: the loop calls ``scheduler.step()`` of fused schedules, which govern them then.
+        tables: schedules without an opcode get the tables that a graph needs, as for CUDA params.
     """
 
     def __init__(
@@ -65,16 +66,18 @@ class Twins:
         fused: bool = True,
         interval: int = 1,
         answering: bool = False,
+        tables: bool = False,
     ) -> None:
         self.stock = stock_side(*builds, name=name)
         self.ours = our_side(*builds, name=name)
         self.called = not fused or answering
+        self.ours.opt._ledger.mirror.schedules.tables = tables
         self.interval = interval
         self.steps = 0
         self.peak = record(self.stock.opt).abs()
         if fused:
             for scheduler in self.ours.schedulers:
-                fused_sched.fuse(self.ours.opt, scheduler, interval=interval)
+                fused_sched.fuse(self.ours.opt, scheduler, None if answering else interval)
 
     def sides(self) -> tuple[Side, Side]:
         return self.stock, self.ours

@@ -71,8 +71,8 @@ def _step_unexpected(mirror: Mirror, fused: Fused) -> None:
 
 
 _MOVED_BY_REPLAYS = (
-    "{}.step() was called while a captured graph moves the schedule: each replay of optimizer.step() "
-    f"advances it by one, and the call does nothing. Leave it out, or {RELEASE}."
+    "{}.step() was called while a captured graph moves the schedule: each replay of "
+    f"optimizer.step() advances it by one, and the call does nothing. Leave it out, or {RELEASE}."
 )
 
 
@@ -80,9 +80,10 @@ def _moved_by_interval(mirror: Mirror, fused: Fused) -> str:
     name, interval = type(fused.scheduler).__name__, fused.interval
     mirror.settle()
     return (
-        f"{name}.step() was called {fused.calls} times in {fused.steps} optimizer steps, but it is "
-        f"fused with interval={interval}: it advances by itself after every {interval} of them, and "
-        "the call does nothing. Drop the call, or fuse without an interval to let the calls govern."
+        f"{name}.step() was called {fused.calls} times in {fused.steps} optimizer steps, but it "
+        f"is fused with interval={interval}: it advances by itself after every {interval} of them, "
+        "and the call does nothing. Drop the call, or fuse without an interval to let the calls "
+        "govern."
     )
 
 

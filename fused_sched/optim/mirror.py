@@ -3,8 +3,8 @@
 In eager training the host's values are torch's own recurrences. The device runs ahead of them in
 four cases: advances of a fused schedule that the host has yet to replay (``pending`` ones of an
 interval, ``cadence.rounds`` that calls govern); one that a launch has made ahead of the call
-(``cadence.ahead``), which no read shows; steps that a scaler may have skipped, or a metric that only
-the device saw (``values_ahead``); and a captured graph, whose replays the host never sees
+(``cadence.ahead``), which no read shows; steps that a scaler may have skipped, or a metric that
+only the device saw (``values_ahead``); and a captured graph, whose replays the host never sees
 (``captured``). A read first catches up, a write goes to both.
 """
 

@@ -188,11 +188,21 @@ class Schedules:
                 entries.append([Entry(segments)])
         last = [*before, *[None] * len(entries)]
         rows = [row for history in self.histories for row in history.rows(self.columns)]
-        programs = [
-            assemble(one, self.columns, groups, last[i], () if i else rows)
-            for i, one in enumerate(entries)
+        explicit = [
+            assemble(one, self.columns, groups, last[i]) for i, one in enumerate(entries[1:], 1)
         ]
-        return programs, kept
+        return [self._assemble_fused(entries[0], groups, last[0], rows), *explicit], kept
+
+    def _assemble_fused(
+        self, entries: list[Entry], groups: int, before: Assembled | None, histories: Sequence[Row]
+    ) -> Assembled:
+        """The program of the fused schedulers; empty where they cannot stand beside each other."""
+        try:
+            return assemble(entries, self.columns, groups, before, histories)
+        except ValueError as error:
+            for fused in self.fused:
+                fused.refused = str(error)
+            return assemble([], self.columns, groups, before, histories)
 
     def forget_tables(self) -> None:
         """A scheduler has been changed by hand: what was run ahead may be stale."""

@@ -274,8 +274,8 @@ class Stepper:
     def _is_probe(self) -> bool:
         """Whether the step is one of those by which torch's checkpoints fill an empty state.
 
-        ``torch.distributed.checkpoint`` assigns lr 0 to every group, and gradients of zeros, and steps
-        once; neither the params nor the schedule may move.
+        ``torch.distributed.checkpoint`` assigns lr 0 to every group, and gradients of zeros, and
+        steps once; neither the params nor the schedule may move.
         """
         if not self.mirror.zeroed or self._stepped or self.keeper.state or capturing():
             return False

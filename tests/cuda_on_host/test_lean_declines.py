@@ -185,7 +185,7 @@ def test_schedule_ends_with_torchs_error():
         scheduler = schedulers.OneCycleLR(opt, max_lr=1.0, total_steps=8)
         ours = optim is fused_sched.optim
         if ours:
-            fused_sched.fuse(opt, scheduler)
+            fused_sched.fuse(opt, scheduler, interval=1)
         param.grad = torch.ones(1)
         for step in range(20):
             try:

@@ -43,7 +43,7 @@ def assert_replays_follow(ours: Training, stock: Training, graph, dtype, steps: 
 @over_pairs
 def test_fused_replays_equal_stock_steps(pair, dtype, device):
     ours, stock = train_both(pair, device, dtype)
-    fused_sched.fuse(ours.opt, ours.sched)
+    fused_sched.fuse(ours.opt, ours.sched, interval=1)
     ours.warm_up()
     stock.warm_up()
     graph = ours.capture()
@@ -104,7 +104,7 @@ def test_explicit_step_outside_the_graph_moves_its_lr(device):
 
 def test_scheduler_step_beside_fused_replays_does_nothing(device):
     ours, stock = train_both(ADAMW_ONE_CYCLE, device)
-    fused_sched.fuse(ours.opt, ours.sched)
+    fused_sched.fuse(ours.opt, ours.sched, interval=1)
     ours.warm_up()
     stock.warm_up()
     graph = ours.capture()
@@ -132,7 +132,7 @@ def test_interval_counts_replays(device):
 def test_capture_after_prepare_needs_no_step(pair, device):
     """No step before the capture, only what cuBLAS wants: forward and backward once."""
     ours, stock = train_both(pair, device)
-    fused_sched.fuse(ours.opt, ours.sched)
+    fused_sched.fuse(ours.opt, ours.sched, interval=1)
     ours.opt.prepare()
     with side_stream(device):
         ours.backward()
@@ -193,7 +193,7 @@ def test_unprepared_scheduler_raises_inside_a_capture(device):
 
 def test_two_graphs_replayed_in_turn_equal_stock(device):
     ours, stock = train_both(ADAMW_ONE_CYCLE, device)
-    fused_sched.fuse(ours.opt, ours.sched)
+    fused_sched.fuse(ours.opt, ours.sched, interval=1)
     ours.warm_up()
     stock.warm_up()
     graphs = [ours.capture(), ours.capture()]
@@ -206,7 +206,7 @@ def test_two_graphs_replayed_in_turn_equal_stock(device):
 
 def test_two_steps_in_one_graph_equal_two_steps(device):
     ours, stock = train_both(ADAMW_ONE_CYCLE, device)
-    fused_sched.fuse(ours.opt, ours.sched)
+    fused_sched.fuse(ours.opt, ours.sched, interval=1)
     ours.warm_up()
     stock.warm_up()
     ours.load()
@@ -229,7 +229,7 @@ def test_two_steps_in_one_graph_equal_two_steps(device):
 def test_eager_steps_between_replays_continue_the_run(device):
     """Eager steps have tables of their own; the graph's addresses stay."""
     ours, stock = train_both(ADAMW_ONE_CYCLE, device)
-    fused_sched.fuse(ours.opt, ours.sched)
+    fused_sched.fuse(ours.opt, ours.sched, interval=1)
     ours.warm_up()
     stock.warm_up()
     graph = ours.capture()
@@ -246,7 +246,7 @@ def test_eager_steps_between_replays_continue_the_run(device):
 
 def test_a_new_capture_after_release_continues_the_run(device):
     ours, stock = train_both(ADAMW_ONE_CYCLE, device)
-    fused_sched.fuse(ours.opt, ours.sched)
+    fused_sched.fuse(ours.opt, ours.sched, interval=1)
     ours.warm_up()
     stock.warm_up()
     for attempt in range(3):
@@ -268,7 +268,7 @@ def test_lr_tensor_is_read_and_written_by_replays(halving, device):
     weight.grad = torch.ones_like(weight)
     opt = fused_sched.optim.SGD([weight], lr=lr)
     sched = fused_sched.lr_scheduler.ExponentialLR(opt, gamma=0.5 if halving else 1.0)
-    fused_sched.fuse(opt, sched)
+    fused_sched.fuse(opt, sched, interval=1)
     opt.step()
     assert weight.tolist() == [-1.0] * 4
     graph = new_graph(device)
@@ -309,7 +309,7 @@ def test_100000_replays_count_exactly(name, device):
 
     opt = fused_sched.optim.AdamW([weight], lr=0.1)
     sched = schedule(fused_sched.lr_scheduler, opt)
-    fused_sched.fuse(opt, sched)
+    fused_sched.fuse(opt, sched, interval=1)
     opt.prepare()
     graph = new_graph(device)
     with capture(graph):
@@ -333,7 +333,7 @@ def test_100000_replays_count_exactly(name, device):
 def test_graph_survives_pressure_on_the_allocators(cuda):
     """Memory that the graph reads is handed to nobody: neither device nor page-locked."""
     ours, stock = train_both(ADAMW_ONE_CYCLE, cuda)
-    fused_sched.fuse(ours.opt, ours.sched)
+    fused_sched.fuse(ours.opt, ours.sched, interval=1)
     ours.warm_up()
     stock.warm_up()
     graph = ours.capture()
