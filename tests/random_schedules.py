@@ -246,11 +246,12 @@ FUSED = st.one_of(ON_DEVICE, ADDED, JUMPS)
 EXPLICIT = st.one_of(
     FUSED,
     operations("schedule_alone", METRICS),
+    operations("step_alone"),
     operations("prepare"),
     operations("edit_lr", GROUPS, st.just(0.0)),
 )
-"""Fused, ``scheduler.step()`` without an optimizer step would be a mistake, and lr = 0 in every
-group is how distributed checkpoints announce a step that must not move the schedule."""
+"""Where no calls govern, ``scheduler.step()`` does nothing, and lr = 0 in every group is how
+distributed checkpoints announce a step that must not move the schedule."""
 
 
 def momentum(value: float) -> dict[str, Any]:
@@ -284,7 +285,6 @@ class Story:
     tree: Any
     kind: Kind
     groups: int
-    answering: bool
     operations: list[Operation] = field(default_factory=list)
 
 
@@ -299,7 +299,7 @@ def stories(
     steps = st.lists(step, min_size=1, max_size=6)
     chapters = st.lists(st.tuples(steps, doing), min_size=1, max_size=length)
     flat = chapters.map(lambda told: [one for steps, other in told for one in (*steps, other)])
-    return st.builds(Story, trees, KINDS, st.integers(1, 3), st.booleans(), flat)
+    return st.builds(Story, trees, KINDS, st.integers(1, 3), flat)
 
 
 class Side:
@@ -340,11 +340,14 @@ class Side:
     # -- the operations --------------------------------------------------------------------------
 
     def step(self, metric: float) -> None:
+        self.step_alone()
+        if self.calls:
+            self.schedule_alone(metric)
+
+    def step_alone(self) -> None:
         for param in self.params:
             param.grad = 0.1 * param.detach() + 0.01
         self.opt.step()
-        if self.calls:
-            self.schedule_alone(metric)
 
     def schedule_alone(self, metric: float) -> None:
         self.scheduler.step(*[metric] * self.takes_metric)

@@ -68,7 +68,6 @@ def converted_twins(build: Any, name: str, steps: int) -> Twins:
     twins.run(steps)
     pair = twins.ours.opt, twins.ours.scheduler
     assert fused_sched.fuse(*pair) == pair
-    twins.called = False
     return twins
 
 

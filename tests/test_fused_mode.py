@@ -257,7 +257,7 @@ def test_several_schedulers_on_one_optimizer(engine, mode, builds):
 
 def test_one_scheduler_fused_and_one_explicit(engine):
     twins = Twins(EXPONENTIAL, LINEAR, fused=False)
-    fused_sched.fuse(twins.ours.opt, twins.ours.scheduler, interval=1)
+    fused_sched.fuse(twins.ours.opt, twins.ours.scheduler)
     twins.run(10)  # the explicit one moves lr on the host, between two launches
     twins.check_host()
 

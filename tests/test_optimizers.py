@@ -488,7 +488,7 @@ def test_lr_tensor_is_written_by_schedules(fused, engine):
     opt = OURS.SGD(params, lr=rate)
     scheduler = fused_sched.lr_scheduler.ExponentialLR(opt, 0.5)
     if fused:
-        fused_sched.fuse(opt, scheduler, interval=1)
+        fused_sched.fuse(opt, scheduler)
     for step in range(3):
         set_grads(params, step)
         opt.step()

@@ -94,10 +94,13 @@ def assert_told(ours: Any, stock: Any, where: str, allowed: float) -> None:
 
 
 class Both:
-    """A story with stock torch's classes and with ours."""
+    """A story with stock torch's classes and with ours.
 
-    def __init__(self, story: Story, fused: bool) -> None:
-        calls = story.answering or not fused
+    Args:
+        calls: our loop calls ``scheduler.step()``, as stock's always does.
+    """
+
+    def __init__(self, story: Story, calls: bool = True) -> None:
         self.stock = Side(torch.optim, torch.optim.lr_scheduler, story)
         self.ours = Side(fused_sched.optim, fused_sched.lr_scheduler, story, calls)
         self.peak = record(self.stock.opt).abs()
@@ -127,7 +130,7 @@ class Both:
 
     def fuse(self) -> bool:
         """Fuse ours; refused is what has no value after the next step, as torch says then."""
-        refused = outcome(fuse, self.ours).error
+        refused = outcome(fuse_each_step, self.ours).error
         assert refused is None or refused == outcome(STEP.on, self.stock).error
         return refused is None
 
@@ -137,22 +140,38 @@ def begin(side: Side) -> None:
 
 
 def fuse(side: Side) -> None:
+    fused_sched.fuse(side.opt, side.scheduler)
+
+
+def fuse_each_step(side: Side) -> None:
     fused_sched.fuse(side.opt, side.scheduler, interval=1)
 
 
 def tell_explicit(story: Story) -> None:
-    both = Both(story, fused=False)
+    tell_by_calls(story, lambda side: None)
+
+
+def tell_fused(story: Story) -> None:
+    tell_by_calls(story, fuse)
+
+
+def tell_by_calls(story: Story, once_built: Callable[[Side], None]) -> None:
+    both = Both(story)
     begun = both.do(begin).error is None
+    scheduler = None
     for operation in story.operations if begun else ():
+        if both.ours.scheduler is not scheduler:
+            scheduler = both.ours.scheduler
+            once_built(both.ours)
         both.do(operation.on)
         both.check()
         if operation.name == "look":
             both.check_told()
 
 
-def tell_fused(story: Story) -> None:
+def tell_by_steps(story: Story) -> None:
     """To the first error: ours comes before the step that torch has made when it raises."""
-    both = Both(story, fused=True)
+    both = Both(story, calls=False)
     alive = both.do(begin).error is None and both.fuse()
     for operation in story.operations:
         scheduler = both.ours.scheduler
@@ -205,7 +224,13 @@ def test_explicit_schedule_does_as_stock(name, engine, times):
 @pytest.mark.parametrize("engine", ["native", "eager"])
 @pytest.mark.parametrize("name", FUSIBLE)
 def test_fused_schedule_does_as_stock(name, engine, times):
-    run_examples(engine, tell_fused, stories(TREES[name], FUSED, LENGTH), EXAMPLES * times)
+    run_examples(engine, tell_fused, stories(TREES[name], EXPLICIT, LENGTH), EXAMPLES * times)
+
+
+@pytest.mark.parametrize("engine", ["native", "eager"])
+@pytest.mark.parametrize("name", FUSIBLE)
+def test_schedule_with_an_interval_does_as_stock(name, engine, times):
+    run_examples(engine, tell_by_steps, stories(TREES[name], FUSED, LENGTH), EXAMPLES * times)
 
 
 @pytest.mark.parametrize("engine", ["native", "eager"])
@@ -224,9 +249,10 @@ ANY_FUSIBLE = st.one_of(*(TREES[name] for name in FUSIBLE))
     [
         (tell_explicit, stories(ANY, EXPLICIT, SHORT)),
         (tell_explicit, stories(TREES["ReduceLROnPlateau"], ON_DEVICE, SHORT, metrics=TENSORS)),
-        (tell_fused, stories(ANY_FUSIBLE, FUSED, SHORT)),
+        (tell_fused, stories(ANY_FUSIBLE, EXPLICIT, SHORT)),
+        (tell_by_steps, stories(ANY_FUSIBLE, FUSED, SHORT)),
     ],
-    ids=["explicit", "plateau", "fused"],
+    ids=["explicit", "plateau", "fused", "interval"],
 )
 def test_the_interpreter_does_as_stock(tell, told, times):
     run_examples("triton", tell, told, FEW * times)
@@ -236,7 +262,7 @@ def test_the_interpreter_does_as_stock(tell, told, times):
 
 
 def story(tree: Any, *operations: Any) -> Story:
-    return Story(tree, SGD, 1, answering=False, operations=list(operations))
+    return Story(tree, SGD, 1, operations=list(operations))
 
 
 def leaf(name: str, **arguments: Any) -> Leaf:
@@ -273,7 +299,7 @@ ENDS_AT_BETA_0 = leaf(
 )
 
 BOTH_WAYS = {
-    "beta-rounded-below-0": Story(ENDS_AT_BETA_0, ADAM, 1, False, [STEP, LOOK]),
+    "beta-rounded-below-0": Story(ENDS_AT_BETA_0, ADAM, 1, [STEP, LOOK]),
     "child-past-its-table": story(Sequential([2], [leaf("LinearLR"), LAMBDA]), PREPARE, *STEPS),
     "only-child-past-its-table": story(Sequential([], [LAMBDA]), PREPARE, *STEPS, *STEPS),
     "resumed-child-restarts": story(
@@ -307,3 +333,8 @@ def test_what_was_found_once_explicit(id, engine):
 @pytest.mark.parametrize("id", BOTH_WAYS)
 def test_what_was_found_once_fused(id, engine):
     tell_fused(BOTH_WAYS[id])
+
+
+@pytest.mark.parametrize("id", BOTH_WAYS)
+def test_what_was_found_once_with_an_interval(id, engine):
+    tell_by_steps(BOTH_WAYS[id])

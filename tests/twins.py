@@ -123,7 +123,8 @@ def record(opt: Any) -> Tensor:
     """
     ledger = getattr(opt, "_fused_sched_ledger", None)
     for plan in () if ledger is None else ledger.mirror.plans.values():
-        return plan.block.record[int(plan.block.clock[0]) & 1].t().clone()
+        half = int(plan.block.clock[0]) + ledger.mirror.cadence.ahead  # it may be taken back
+        return plan.block.record[half & 1].t().clone()
     encode = getattr(fused_sched.optim, type(opt).__name__)._encode
     return torch.tensor([encode(group) for group in opt.param_groups], dtype=torch.float64)
 
