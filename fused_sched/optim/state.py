@@ -57,7 +57,7 @@ class StateKeeper:
         if entry:
             self.waiting.pop(param, None)
         else:
-            entry = self.waiting.get(param) or {}
+            entry = self._waiting_entry(param)
         tensors = _of_one_dtype({name: self._tensor(param, entry, name) for name in names})
         if self._rules._HAS_STEP and "step" not in entry:
             entry = self._first_step(param, group) | entry
@@ -70,6 +70,12 @@ class StateKeeper:
             self._steps_seen[param] = entry["step"], int(entry["step"])
         self._hidden.discard(param)
         return Member(param, index, number, list(tensors.values()))
+
+    def _waiting_entry(self, param: Tensor) -> Entry:
+        """What no step has reached yet, unless the param has got another dtype since."""
+        entry = self.waiting.get(param) or {}
+        states = [value for name, value in entry.items() if name != "step"]
+        return entry if all(state.dtype == param.dtype for state in states) else {}
 
     def _first_step(self, param: Tensor, group: Mapping[str, Any]) -> Entry:
         on_device = group.get("fused") or group.get("capturable")
