@@ -19,7 +19,7 @@ from fused_sched.tables import layout
 from fused_sched.tables.program import Row, Segments
 
 from .hyper import in_place_of_lr
-from .table import WRITTEN, detached, tabulate
+from .table import WRITTEN, detached, inside, tabulate
 
 CACHES = ("_table", "_ahead", "_bases")
 
@@ -146,8 +146,18 @@ class Lowering:
         return None
 
     def _rehearse(self) -> None:
-        """Raise what torch would raise at the next step, changing nothing."""
-        detached(self)[0].step()
+        """Raise what torch would raise at the next step, changing nothing.
+
+        Not where the step calls a user's function, which may count its calls.
+        """
+        if not any(map(_calls_users, inside(self))):
+            detached(self)[0].step()
+
+
+def _calls_users(scheduler: Any) -> bool:
+    """Whether a step calls a function or class that is not torch's."""
+    functions = hasattr(scheduler, "lr_lambdas") or getattr(scheduler, "_scale_fn_custom", None)
+    return bool(functions) or computes_otherwise(type(scheduler))  # type: ignore[arg-type]
 
 
 @functools.cache

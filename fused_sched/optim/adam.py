@@ -47,11 +47,11 @@ class _AdamColumns(FusedOptimizer):
         if column not in ("beta1", "beta2"):
             FusedOptimizer._decode(group, column, value)
             return
-        betas = list(group["betas"])
+        betas = list(dict.__getitem__(group, "betas"))
         which = int(column == "beta2")
         if betas[which] != value:
             betas[which] = value
-            group["betas"] = tuple(betas)
+            dict.__setitem__(group, "betas", tuple(betas))
 
     @classmethod
     def _state_names(cls, group: Mapping[str, Any]) -> tuple[str, ...]:

@@ -41,9 +41,13 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     @staticmethod
     def _decode(group: dict[str, Any], column: str, value: float) -> None:
-        """Put a column's value into a group, if it is another than the group's."""
-        if not isinstance(group[column], Tensor) and group[column] != value:
-            group[column] = value
+        """Put a column's value into a group, if it is another than the group's.
+
+        Past the group's own methods, which would send it to the device.
+        """
+        here = dict.__getitem__(group, column)
+        if not isinstance(here, Tensor) and here != value:
+            dict.__setitem__(group, column, value)
 
     @classmethod
     def _state_names(cls, group: Mapping[str, Any]) -> tuple[str, ...]:

@@ -27,11 +27,11 @@ class Group(dict[str, Any]):
 
     def __getitem__(self, key: str) -> Any:
         if key != "params":
-            self.mirror.refresh()
+            self.mirror.refresh_values()
         return super().__getitem__(key)
 
     def get(self, key: str, default: Any = None) -> Any:
-        self.mirror.refresh()
+        self.mirror.refresh_values()
         return super().get(key, default)
 
     def __iter__(self) -> Iterator[str]:

@@ -11,7 +11,7 @@ from .history import History
 from .loading import Loading
 from .mirror import Mirror
 from .plan import refuse_capturing
-from .schedules import Fused, is_tabulated
+from .schedules import Fused
 from .state import StateKeeper
 from .stepper import Stepper
 
@@ -38,7 +38,7 @@ class Ledger:
         before = list(mirror.schedules.fused)
         mirror.schedules.fuse(Fused(scheduler, interval, on_skip))
         try:
-            if interval is not None and not is_tabulated(scheduler):
+            if interval is not None:
                 with mirror.host_only():
                     scheduler._rehearse()  # raises for what ends at once
             self.stepper.prepare()

@@ -11,7 +11,7 @@ only the device saw (``values_ahead``); and a captured graph, whose replays the 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,14 +19,17 @@ import torch
 from torch import Tensor
 
 from fused_sched.tables import layout
-from fused_sched.tables.block import Block
 from fused_sched.tables.program import Assembled
 
 from .cadence import Cadence
 from .lean import Lean
 from .plan import RELEASE, Plan, capturing
 from .rates import Rates, rates_of, read_rates, write_rates
+from .replay import Replay
 from .schedules import Schedules
+
+_FEW = 64
+"""Steps up to which the host repeats torch's own code rather than wait for a device."""
 
 
 class Mirror:
@@ -47,6 +50,9 @@ class Mirror:
         self.lean = Lean(self.reference)
         self.since_upload = 0
         self._busy = 0
+        self._sent: Tensor | None = None  # what the devices have got, [columns, groups]
+        self._replayed: Replay | None = None
+        self._positions_behind = False  # of the schedulers, to the replayed programs
         self.zeroed: set[int] = set()  # groups whose lr was assigned 0 since the last step
 
     @property
@@ -66,36 +72,88 @@ class Mirror:
         if self._busy:
             return
         self.settle()
+        self._catch_up()
+        self._take_positions()
+
+    def refresh_values(self) -> None:
+        """Bring the groups up to date, and the schedulers only where that costs nothing more."""
+        if self._busy:
+            return
+        if not self.schedules.governed or not self.schedules.fused:
+            self.settle()
+        self._catch_up()
+
+    def _catch_up(self) -> None:
         cadence = self.cadence
         behind = self.pending or self.lean.owed or cadence.rounds or cadence.answered
         if not (behind or self.values_ahead or self.captured) or capturing():
             return
         if self.values_ahead or self.captured:
             self._fetch()
-        else:
+        elif self._can_replay():
             self._replay()
+        elif behind > _FEW and not cadence.ahead and self.blocks():
+            self._fetch()
+        else:
+            self._repeat()
+        if answered := cadence.answered:
+            self._split_round(answered)
+
+    def _can_replay(self) -> bool:
+        """Whether the compiled engine can make the steps that the device has made."""
+        if self._replayed is None and self._sent is not None and Replay.available():
+            sources = [source for program in self.programs for source in program.sources]
+            if not any(source.ahead for source in sources):
+                self._replayed = Replay(self._sent, self.programs)
+        return self._replayed is not None
 
     def _replay(self) -> None:
+        """Make the steps that the device has made alone, by the same arithmetic."""
+        assert self._replayed is not None
+        steps, self.pending = self.pending + self.cadence.take_rounds(), 0
+        if steps:
+            self._replayed.advance(0, steps)
+        if self.lean.owed:
+            number = self.schedules.program_of(self.lean.scheduler)
+            owed, self.lean.owed = self.lean.owed, 0
+            if number is not None:
+                self._replayed.advance(number, owed)
+        self._positions_behind = True
+        self._take_values(self._replayed.column)
+
+    def _repeat(self) -> None:
         """Run torch's recurrences for the steps that the device has made alone."""
         steps, self.pending = self.pending, 0
-        rounds, answered = self.cadence.take_rounds(), self.cadence.answered
-        fused = self.schedules.fused
         with self.host_only():
             self.lean.replay()
             for _ in range(steps):
                 self.schedules.count_step()
-            for _ in range(rounds):
-                for one in fused:
-                    one.scheduler._host_step()
-            for one in fused[:answered]:
-                one.scheduler._host_step()
-        if answered:  # of a round that is not whole, which the device cannot show
-            self.upload()
+            for _ in range(self.cadence.take_rounds()):
+                for fused in self.schedules.fused:
+                    fused.scheduler._host_step()
+
+    def _split_round(self, answered: int) -> None:
+        """Show a round of which only the first calls have come; the device has made all of it."""
+        self.cadence.retract()
+        self._take_positions()
+        with self.host_only():
+            for fused in self.schedules.fused[:answered]:
+                fused.scheduler._host_step()
+        self.upload()
+
+    def _take_positions(self) -> None:
+        """Bring the schedulers up to date with the replayed programs."""
+        if self._positions_behind and self._replayed is not None:
+            self._positions_behind = False
+            with self.host_only():
+                self.schedules.lift(self._replayed.block, self.programs)
 
     def _fetch(self) -> None:
         """Read the device's values; waits for it, once."""
         self.pending = self.lean.owed = 0
         self.cadence.take_rounds()
+        self._positions_behind = False
+        self._sent = self._replayed = None
         self.values_ahead = False
         plans = self.blocks()
         if not plans:
@@ -104,7 +162,8 @@ class Mirror:
         host = plans[0].block.fetch()
         with self.host_only():
             self.schedules.lift(host, self.programs)
-            self._take_values(host)
+        current = host.record[int(host.clock[layout.CLOCK]) & 1].tolist()
+        self._take_values(current.__getitem__)
         if host.clock[layout.OVERRUN]:
             for plan in plans:
                 assert plan.block is not None
@@ -115,12 +174,15 @@ class Mirror:
                 "the scheduler, or call scheduler.step() outside the graph."
             )
 
-    def _take_values(self, host: Block) -> None:
-        """Put the scheduled columns into the groups, as Python floats."""
-        current = host.record[int(host.clock[layout.CLOCK]) & 1].tolist()
+    def _take_values(self, values_of: Callable[[int], Sequence[float]]) -> None:
+        """Put the scheduled columns into the groups, as Python floats.
+
+        Args:
+            values_of: a column's number -> its values, by group.
+        """
+        groups = self.optimizer.param_groups
         for name in dict.fromkeys(name for program in self.programs for name in program.columns):
-            values = current[self.schedules.columns.index(name)]
-            for group, value in zip(self.optimizer.param_groups, values):
+            for group, value in zip(groups, values_of(self.schedules.columns.index(name))):
                 self.rules._decode(group, name, value)
 
     def refresh_clock(self) -> None:
@@ -209,6 +271,8 @@ class Mirror:
             self.values_ahead = True
         elif moved:
             self.pending += 1
+            if self.pending > _FEW and not self.blocks():
+                self.refresh()  # on the eager engine: by and by, not all of it at the next read
         else:
             self.refresh()
             with self.host_only():
@@ -353,6 +417,7 @@ class Mirror:
         self.lean.drop_schedule()
         self.since_upload = 0
         self.cadence.retract()
+        self._sent = self._replayed = None
         self.asked = self.schedules.asked
         if not plans and not self.schedules.fused:
             return
@@ -372,6 +437,7 @@ class Mirror:
                 here = place if plan is plans[0] else (0, 0)
                 programs[0].ops[row, layout.ADDRESS], programs[0].ops[row, layout.AUX_LENGTH] = here
             plan.send_values(record, self.programs)
+        self._sent = record if plans else None
         calls = 0 if not plans or self.hosted() else len(self.schedules.fused)
         self.cadence.arrange(calls, programs[0].ends)
 
@@ -392,8 +458,22 @@ class Mirror:
             self.upload()
             return
         record = self.host_record()
+        if self._sent is not None:
+            self._sent = record
+        if self._replayed is not None:
+            self._replayed.send_record(record)
         for plan in self.blocks():
             plan.send_record(record)
+
+    def write(self, group: int, values: Mapping[int, float]) -> None:
+        """Send one group's values, by column."""
+        for column, value in values.items():
+            if self._sent is not None:
+                self._sent[column, group] = value
+            if self._replayed is not None:
+                self._replayed.write(group, column, value)
+        for plan in self.blocks():
+            plan.write(group, values)
 
     def host_record(self) -> Tensor:
         """The groups' values, float64 [columns, groups]."""
@@ -410,6 +490,7 @@ class Mirror:
     def leave_plans(self) -> None:
         """The plans go: what their launches have written is taken."""
         self.refresh_clock()
+        self._sent = self._replayed = None
         for history in self.schedules.histories:
             history.leave()
 

@@ -331,6 +331,7 @@ class Stepper:
         mirror.schedules.in_graphs.clear()
         for plan in mirror.plans.values():
             plan.captured_tables.clear()
+        mirror.upload()  # the calls govern again
 
 
 def _at(scalar: Tensor | None, plan: Plan) -> Tensor | None:

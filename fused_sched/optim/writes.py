@@ -75,8 +75,7 @@ def after_write(mirror: Mirror, group: dict[str, Any], key: str) -> None:
         return
     names = mirror.schedules.columns
     values = dict(zip(names, mirror.encode(dict(dict.items(group))), strict=True))
-    for plan in mirror.blocks():
-        plan.write(number, {names.index(name): values[name] for name in columns})
+    mirror.write(number, {names.index(name): values[name] for name in columns})
 
 
 def _is_zero(value: Any) -> bool:

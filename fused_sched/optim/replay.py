@@ -1,0 +1,62 @@
+"""The schedules' programs on the host: how it catches up with what a device did alone."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fused_sched.engines import native_engine
+from fused_sched.tables import layout
+from fused_sched.tables.block import Block
+from fused_sched.tables.program import Assembled
+
+_CPU = torch.device("cpu")
+
+
+class Replay:
+    """A copy of what was sent to the devices, which the compiled engine advances.
+
+    Some 20 ns a step and row, where torch's own code takes 15 microseconds.
+
+    Args:
+        record: float64 [columns, groups], as it was sent.
+        programs: as they were sent.
+    """
+
+    def __init__(self, record: Tensor, programs: Sequence[Assembled]) -> None:
+        columns, groups = record.shape
+        rows = [program.ops.shape[0] for program in programs]
+        aux = [program.aux.numel() for program in programs]
+        self.block = Block(_CPU, columns, groups, 0, rows, aux)
+        self.block.send_values(record, [(program.ops, program.lanes) for program in programs])
+        for mine, program in zip(self.block.programs, programs, strict=True):
+            mine.aux[: program.aux.numel()].copy_(program.aux)
+            for row in program.histories:  # the launches have written theirs
+                mine.ops[row, layout.AUX_LENGTH] = 0
+        self._advances = [native_engine.advancer(self.block, p) for p in self.block.programs]
+        self._values = (ctypes.c_double * record.numel()).from_address(self.block.record.data_ptr())
+        self._groups = groups
+
+    def advance(self, number: int, steps: int) -> None:
+        """Make so many steps of program ``number``."""
+        self._advances[number](steps)
+
+    def write(self, group: int, column: int, value: float) -> None:
+        """A value that the user has assigned."""
+        self.block.write(column, group, value)
+
+    def send_record(self, record: Tensor) -> None:
+        """Every value, [columns, groups]."""
+        self.block.send_record(record)
+
+    def column(self, number: int) -> list[float]:
+        """The values of a column, one for each group."""
+        return self._values[number * self._groups : (number + 1) * self._groups]
+
+    @staticmethod
+    def available() -> bool:
+        """Whether the compiled engine is there."""
+        return native_engine.unavailable(_CPU) is None
