@@ -207,11 +207,11 @@ def test_it_is_no_cyclic_reference():
 
 def test_fields_of_another_size_are_refused():
     table: Callable[..., Any] = stand_in.module().LeanStep
-    empty: tuple[Any, ...] = ([], (), b"", {}, {}, {}, None, None)
+    empty: tuple[Any, ...] = ([], (), b"", {}, {}, {}, 0, None, None)
     with pytest.raises(ValueError, match="fields of another size"):
         table(b"", {}, (1, 0), *empty)
     with pytest.raises(ValueError, match="facts of another size"):
-        table(b"", {}, (1, 0), [], (), b"1", {}, {}, {}, None, None)
+        table(b"", {}, (1, 0), [], (), b"1", {}, {}, {}, 0, None, None)
 
 
 def test_gpu_is_named_as_dlpack_names_it():
