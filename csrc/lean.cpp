@@ -54,9 +54,9 @@ int add_lean_types(PyObject* module) {
 }
 
 PyObject* set_up_lean(PyObject*, PyObject* arguments) {
-  PyObject *capsule, *base, *tensor, *profiler, *pre_hooks, *post_hooks;
-  if (!PyArg_ParseTuple(arguments, "OO!OOOO", &capsule, &PyType_Type, &base, &tensor, &profiler,
-                        &pre_hooks, &post_hooks))
+  PyObject *capsule, *base, *tensor, *profiler, *pre_hooks, *post_hooks, *increment_version;
+  if (!PyArg_ParseTuple(arguments, "OO!OOOOO", &capsule, &PyType_Type, &base, &tensor, &profiler,
+                        &pre_hooks, &post_hooks, &increment_version))
     return nullptr;
   auto* api = static_cast<dlpack::ExchangeApi*>(PyCapsule_GetPointer(capsule, dlpack::kCapsule));
   if (api == nullptr) return nullptr;
@@ -67,7 +67,12 @@ PyObject* set_up_lean(PyObject*, PyObject* arguments) {
   }
   PyGetSetDef grad;
   if (!find_getter(base, "grad", &grad)) return nullptr;
-  torch = {api, Py_NewRef(tensor), Py_NewRef(profiler), Py_NewRef(pre_hooks),
-           Py_NewRef(post_hooks), grad};
+  torch = {api,
+           Py_NewRef(tensor),
+           Py_NewRef(profiler),
+           Py_NewRef(pre_hooks),
+           Py_NewRef(post_hooks),
+           Py_NewRef(increment_version),
+           grad};
   Py_RETURN_NONE;
 }

@@ -17,7 +17,8 @@ inline int take_bytes(PyObject* object, void* bytes) {
 }
 
 // set_up_lean(exchange capsule, the base type of tensors, torch.Tensor, the dict of
-// torch.autograd.profiler, the two dicts of hooks of all optimizers): what LeanStep needs of torch.
+// torch.autograd.profiler, the two dicts of hooks of all optimizers, torch._C._increment_version):
+// what LeanStep needs of torch.
 PyObject* set_up_lean(PyObject*, PyObject* arguments);
 
 // Adds the types LeanStep, LeanSchedule and LeanCall to the module; -1 with an error set.

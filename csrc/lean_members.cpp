@@ -23,6 +23,15 @@ bool is_negated(PyObject* grad) {
   return answer.get() != Py_False;
 }
 
+// A list of some of the members' params.
+template <class Which>
+Ref params_of(const Member* members, int64_t count, Which which) {
+  Ref list(PyList_New(0));
+  for (int64_t m = 0; list && m < count; ++m)
+    if (which(members[m]) && PyList_Append(list.get(), members[m].param) != 0) return Ref();
+  return list;
+}
+
 }  // namespace
 
 bool Members::note(PyObject* params, const char* facts, const dlpack::Device& device) {
@@ -36,7 +45,8 @@ bool Members::note(PyObject* params, const char* facts, const dlpack::Device& de
     if (!note_member(members_[m], PyTuple_GetItem(params, m), row)) return false;
     elements_ += members_[m].numel;
   }
-  return true;
+  table_ = params_of(members_.get(), count_, [](const Member& m) { return m.column >= 0; });
+  return static_cast<bool>(table_);
 }
 
 bool Members::note_member(Member& member, PyObject* param, const int64_t* facts) {
@@ -102,6 +112,17 @@ bool Members::take_address(const Member& member, PyObject* grad, int64_t* addres
   constexpr int64_t kNowhere = 16;  // of an empty tensor: 0 says that there is no gradient
   *address = tensor.data == nullptr ? kNowhere : tensor.address();
   return true;
+}
+
+bool Members::bump_versions() const {
+  const auto had_one = [this](const Member& m) { return m.column >= 0 && taken_[m.column] != 0; };
+  const Ref written = missing_ == 0 ? Ref::to(table_.get())
+                                    : params_of(members_.get(), count_, had_one);
+  const Ref done(written ? PyObject_CallFunctionObjArgs(torch.increment_version, written.get(),
+                                                        nullptr)
+                         : nullptr);
+  if (!done) PyErr_Clear();
+  return static_cast<bool>(done);
 }
 
 void Members::count_launch() {

@@ -34,6 +34,10 @@ class Members {
   // param is not what the table knows.
   bool take_gradients(int64_t* addresses);
 
+  // Tells autograd that a launch writes the params whose gradients were taken last; false where it
+  // cannot be told.
+  bool bump_versions() const;
+
   // A launch with the gradients taken last.
   void count_launch();
 
@@ -43,6 +47,7 @@ class Members {
   int64_t size() const { return count_; }
   int64_t elements() const { return elements_; }
   PyObject* params() const { return params_.get(); }
+  PyObject* table() const { return table_.get(); }
   PyObject* operator[](int64_t m) const { return members_[m].param; }
 
  private:
@@ -51,6 +56,7 @@ class Members {
   bool read(PyObject* object, const Member& member, dlpack::Tensor* out) const;
 
   Ref params_;
+  Ref table_;  // a list of those in the table
   dlpack::Device device_{};
   int64_t count_ = 0, elements_ = 0;
   int64_t missing_ = 0;  // of the gradients taken last

@@ -35,6 +35,7 @@ struct Torch {
   PyObject* tensor_type;
   PyObject* profiler;  // dict of torch.autograd.profiler
   PyObject *pre_hooks, *post_hooks;  // of all optimizers
+  PyObject* increment_version;  // of autograd: takes a list of tensors
   PyGetSetDef grad;  // the attribute's getter: without the lookup it takes half the time
 };
 extern Torch torch;

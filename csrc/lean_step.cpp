@@ -93,7 +93,8 @@ struct Lean {
   // once it is made, before another thread can ask; one that fails is left to the whole step, which
   // raises.
   bool update_on_gpu() {
-    if (running || !stream.take_current(&launch.stream) || !members.take_gradients(grads))
+    if (running || !stream.take_current(&launch.stream) || !members.take_gradients(grads) ||
+        !members.bump_versions())
       return false;
     const char* failed;
     running = true;
@@ -109,7 +110,7 @@ struct Lean {
 #endif
 
   bool update_on_cpu() {
-    if (!members.take_gradients(grads)) return false;
+    if (!members.take_gradients(grads) || !members.bump_versions()) return false;
     count_launch();  // before another thread can ask for it
     if (members.elements() < kRelease) {
       update(launch.args);
@@ -237,6 +238,7 @@ int traverse_lean(PyObject* self, visitproc visit, void* arg) {
                          &lean->post_hooks, &lean->forced, &lean->keep})
     Py_VISIT(ref->get());
   Py_VISIT(lean->members.params());
+  Py_VISIT(lean->members.table());
 #ifdef FS_CUDA
   Py_VISIT(lean->stream.plan());
 #endif

@@ -85,6 +85,7 @@ def _lean_needs() -> tuple[Any, ...]:
         torch.autograd.profiler.__dict__,
         _global_optimizer_pre_hooks,
         _global_optimizer_post_hooks,
+        torch._C._increment_version,
     )
 
 

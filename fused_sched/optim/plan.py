@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from fused_sched.tables import layout
 from fused_sched.tables.block import Block, Program, send
@@ -182,6 +183,7 @@ class Plan:
         if how is None:
             program, how = None, layout.STAY
         self.engine.update(self.block, table, grads, program, self.rule, how, scale, found_inf)
+        increment_version(table.params_with(grads))
         for member in staged:
             member.stage_out(unscaled=scale is not None)
 

@@ -265,6 +265,10 @@ class ParamTable:
         """Every member's gradient, 0 for those without."""
         return [member.grad_address(self.name) for member in self.members]
 
+    def params_with(self, grads: Sequence[int]) -> list[Tensor]:
+        """The params that a launch with these gradients writes."""
+        return [m.param for m, address in zip(self.members, grads, strict=True) if address]
+
     def capture_copy(self) -> ParamTable:
         """A table of this table's members whose addresses a captured graph may own."""
         copy = object.__new__(ParamTable)
