@@ -385,3 +385,19 @@ def test_a_schedule_that_starts_at_zero_moves(engine):
     assert opt.param_groups[0]["lr"] == 0.0
     train(opt, params, range(2))
     assert opt.param_groups[0]["lr"] == LR / 2
+
+
+@pytest.mark.parametrize("steps", [0, 4], ids=["first", "later"])
+@pytest.mark.parametrize("key", ["lr", "weight_decay", "eps"])
+def test_text_for_a_number_raises_as_in_torch(key, steps, engine):
+    """At the assignment or in the step, and then no param has moved."""
+    for optim in (torch.optim, OURS):
+        params = three()
+        opt = optim.AdamW(params, lr=0.1)
+        train(opt, params, range(steps))
+        before = [param.detach().clone() for param in params]
+        with pytest.raises(TypeError):
+            opt.param_groups[0][key] = "0.2"
+            train(opt, params, range(1))
+        if optim is OURS and engine != "eager":
+            assert all(map(torch.equal, params, before))

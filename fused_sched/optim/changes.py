@@ -25,7 +25,7 @@ def take_changes(mirror: Mirror, keeper: StateKeeper, plan: Plan, in_place: bool
         step = keeper.told_step(member, replaced)
         if step is not None:
             plan.offsets[member.index] = plan.clock - step
-            keeper.note_step(member, step)
+            keeper.note_step(member)
             told = True
         if replaced and in_place and not moved and (mirror.captured or keeper.same_dtypes(member)):
             with mirror.host_only():

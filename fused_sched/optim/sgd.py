@@ -10,6 +10,7 @@ import torch
 from fused_sched.tables.layout import SGD_COLUMNS
 
 from .base import FusedOptimizer
+from .numbers import number
 
 
 class SGD(FusedOptimizer, torch.optim.SGD):
@@ -43,7 +44,7 @@ class SGD(FusedOptimizer, torch.optim.SGD):
 
     @staticmethod
     def _encode(group: Mapping[str, Any]) -> list[float]:
-        return [float(group[name]) for name in SGD_COLUMNS]
+        return [number(name, group[name]) for name in SGD_COLUMNS]
 
     @classmethod
     def _state_names(cls, group: Mapping[str, Any]) -> tuple[str, ...]:

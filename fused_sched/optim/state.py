@@ -15,6 +15,7 @@ from torch.optim.optimizer import _get_scalar_dtype
 from fused_sched.tables.local import SUPPORTED, is_dense, local, real, same_layout
 from fused_sched.tables.params import Member
 
+from .counts import any_held, mark
 from .plan import Plan
 
 Entry = dict[str, Any]
@@ -34,7 +35,7 @@ class StateKeeper:
         self.state: defaultdict[Tensor, Entry] = defaultdict(dict)
         self.shown = False
         self.waiting: dict[Tensor, Entry] = {}
-        self._steps_seen: dict[Tensor, tuple[Any, int]] = {}  # what ``state`` holds, by us
+        self._steps_seen: dict[Tensor, tuple[Any, int]] = {}  # what ``state`` holds, and its mark
         self._hidden: set[Tensor] = set()  # params whose momentum buffer is shown as None
 
     # -- in --------------------------------------------------------------------------------------
@@ -67,7 +68,7 @@ class StateKeeper:
         else:
             self.waiting[param] = entry
         if self._rules._HAS_STEP:
-            self._steps_seen[param] = entry["step"], int(entry["step"])
+            self._steps_seen[param] = entry["step"], mark(entry["step"])
         self._hidden.discard(param)
         return Member(param, index, number, list(tensors.values()))
 
@@ -130,21 +131,23 @@ class StateKeeper:
                 self._write_buffers(plan)
 
     def _write_counts(self, plan: Plan) -> None:
-        on_device: list[tuple[Tensor, int]] = []
+        on_device: list[Member] = []
         for member in plan.table.members:
             entry = self.state.get(member.param)
             if not entry or self.told_step(member, False) is not None:
                 continue
-            step = plan.step_of(member)
             if entry["step"].device.type == "cpu":
+                step = plan.step_of(member)
                 entry["step"].fill_(step)
+                self._steps_seen[member.param] = entry["step"], step
             else:
-                on_device.append((entry["step"], member.index))
-            self._steps_seen[member.param] = entry["step"], step
+                on_device.append(member)
         if on_device and plan.block is not None:
             steps = (plan.block.clock[0] - plan.block.offsets).to(torch.float32)
-            targets = [target for target, _ in on_device]
-            torch._foreach_copy_(targets, [steps[index] for _, index in on_device])
+            targets = [self.state[member.param]["step"] for member in on_device]
+            torch._foreach_copy_(targets, [steps[member.index] for member in on_device])
+            for member, target in zip(on_device, targets, strict=True):
+                self._steps_seen[member.param] = target, mark(target)
 
     def _write_buffers(self, plan: Plan) -> None:
         """Before its first step a momentum buffer is None, as stock torch's is."""
@@ -184,12 +187,15 @@ class StateKeeper:
         entry = self.state.get(member.param)
         if not entry:
             return 0 if replaced else None
-        written, value = self._steps_seen.get(member.param, (None, -1))
+        written, known = self._steps_seen.get(member.param, (None, -1))
         step = entry.get("step", 0)
-        unread = isinstance(step, Tensor) and step.device.type != "cpu"
-        if step is written and (unread or int(step) == value):
+        if step is written and mark(step) == known:
             return None
         return int(step)
+
+    def holds_counts(self) -> bool:
+        """Whether somebody holds a step count, and may write it at any time."""
+        return any_held(self._steps_seen)
 
     def same_dtypes(self, member: Member) -> bool:
         """Whether the state dict's tensors fit into the table's without being rounded."""
@@ -212,7 +218,7 @@ class StateKeeper:
         tensors = dict(self._slots(member))
         if self._rules._HAS_STEP and "step" not in (entry or {}):
             tensors = self._first_step(param, group) | tensors
-            self._steps_seen[param] = tensors["step"], 0
+            self._steps_seen[param] = tensors["step"], mark(tensors["step"])
         if entry:
             self.waiting.pop(param, None)
             entry.update(tensors)
@@ -221,11 +227,11 @@ class StateKeeper:
             self.waiting[param] = tensors
         self._hidden.discard(param)
 
-    def note_step(self, member: Member, step: int) -> None:
+    def note_step(self, member: Member) -> None:
         """A step count of others has been taken over."""
         entry = self.state.get(member.param)
         if entry and self._rules._HAS_STEP:
-            self._steps_seen[member.param] = entry.get("step"), step
+            self._steps_seen[member.param] = entry.get("step"), mark(entry.get("step", 0))
 
     # -- checkpoints -----------------------------------------------------------------------------
 

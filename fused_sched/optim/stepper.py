@@ -293,6 +293,7 @@ class Stepper:
             self.keeper.shown = sys.getrefcount(self.keeper.state) > 2 or any(
                 sys.getrefcount(entry) > 3 for entry in self.keeper.state.values()
             )
+            self.keeper.shown = self.keeper.shown or self.keeper.holds_counts()
         return plans
 
     def prepare(self) -> None:

@@ -1,0 +1,20 @@
+"""Values of a param group as the numbers that the device's record holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+
+def number(name: str, value: Any) -> float:
+    """A hyperparameter as a float.
+
+    Raises:
+        TypeError: it is text, which ``float()`` would take and torch's step does not.
+    """
+    if isinstance(value, Tensor):
+        value = value.detach()  # an lr that is learned requires grad
+    elif isinstance(value, str | bytes | bytearray):
+        raise TypeError(f"param_group[{name!r}] is {value!r}; expected a number, not text")
+    return float(value)
