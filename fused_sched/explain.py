@@ -11,6 +11,7 @@ import torch
 
 from fused_sched.engines import choose
 from fused_sched.lr_scheduler.live import ledger_of
+from fused_sched.optim.fallback import described
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Explanation:
     Attributes:
         engine: name of the engine, by device.
         reason: why that engine, by device.
+        torch_step: params that torch's own step updates instead, by reason.
         launches_per_step: kernels that one step starts; None where torch decides (eager).
         syncs_per_step: times that a step waits for the device.
         obstacle: what stands in the way of a capture, None if nothing does.
@@ -33,6 +35,7 @@ class Explanation:
 
     engine: dict[str, str]
     reason: dict[str, str]
+    torch_step: dict[str, int]
     launches_per_step: int | None
     syncs_per_step: int
     obstacle: str | None
@@ -52,6 +55,8 @@ class Explanation:
         lines = [
             f"{device}: {self.engine[device]} ({self.reason[device]})" for device in self.engine
         ]
+        if self.torch_step:
+            lines.append(f"torch's own step: {described(self.torch_step)}")
         launches = "as torch" if self.launches_per_step is None else str(self.launches_per_step)
         lines.append(f"launches per step: {launches}; host syncs per step: {self.syncs_per_step}")
         if self.bytes_per_step is not None:
@@ -79,7 +84,9 @@ def explain(optimizer: Any) -> Explanation:
     devices = ledger.stepper.devices()
     engines = {str(device): choose.engine_for(device) for device in devices}
     tables = [plan.table for plan in ledger.mirror.plans.values()]
-    on_tables = bool(devices) and all(e.NAME != "eager" for e in engines.values())
+    torch_step = ledger.stepper.fallbacks()
+    launched = bool(devices) and all(e.NAME != "eager" for e in engines.values())
+    on_tables = launched and not torch_step
     on_gpu = on_tables and _any_cuda(devices)
     schedules = ledger.mirror.schedules
     explicit = [one for one in schedules.roots() if schedules.find(one) is None]
@@ -88,9 +95,10 @@ def explain(optimizer: Any) -> Explanation:
     return Explanation(
         engine={device: engine.NAME for device, engine in engines.items()},
         reason={str(device): choose.why(device) for device in devices},
+        torch_step=torch_step,
         launches_per_step=len(devices) + copies if on_tables else None,
         syncs_per_step=_syncs(optimizer, devices, on_tables),
-        obstacle=_obstacle(ledger, devices, on_tables),
+        obstacle=_obstacle(ledger, devices, launched, torch_step),
         graph_nodes=_nodes(engines.values(), copies) if on_gpu else None,
         bytes_per_step=sum(table.bytes_per_step() for table in tables) if tables else None,
         fused=[type(one.scheduler).__name__ for one in schedules.fused],
@@ -130,10 +138,14 @@ def _scaler(optimizer: Any) -> str:
     )
 
 
-def _obstacle(ledger: Any, devices: list[torch.device], on_tables: bool) -> str | None:
+def _obstacle(
+    ledger: Any, devices: list[torch.device], launched: bool, torch_step: dict[str, int]
+) -> str | None:
     if not _any_cuda(devices):
         return "no param is on a CUDA device"
-    if not on_tables:
+    if torch_step:
+        return f"torch's own step updates {described(torch_step)}"
+    if not launched:
         return "the eager engine steps a device; see the reason given for it"
     if not ledger.stepper.is_prepared():
         return "nothing is allocated yet; call prepare() or make one eager step"

@@ -129,11 +129,6 @@ def _check_stock(optimizer: Any) -> None:
             f"{type(optimizer).__name__} cannot carry a device schedule; use {known} of "
             "fused_sched.optim, or leave the scheduler explicit and call scheduler.step()"
         )
-    if optimizer.defaults["differentiable"]:
-        raise ValueError(
-            "An optimizer with differentiable=True cannot be fused: its step is recorded by "
-            "autograd"
-        )
     patched = optimizer.__dict__.get("step")
     if patched is not None and not hasattr(patched, "_wrapped_by_lr_sched"):
         raise RuntimeError(

@@ -219,14 +219,6 @@ def test_bad_horizon_is_refused():
         fused_sched.lr_scheduler.ChainedScheduler([scheduler], horizon=-1)
 
 
-def test_differentiable_optimizer_is_refused():
-    opt = torch.optim.SGD([Parameter(torch.ones(2))], lr=0.1, differentiable=True)
-    scheduler = torch.optim.lr_scheduler.ExponentialLR(opt, 0.9)
-    with pytest.raises(ValueError, match="differentiable=True cannot be fused"):
-        fused_sched.fuse(opt, scheduler, interval=1)
-    assert type(opt) is torch.optim.SGD
-
-
 def test_step_replaced_by_somebody_is_not_lost():
     side = stock_side(EXPONENTIAL)
     side.opt.step = lambda: None

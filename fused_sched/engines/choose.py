@@ -17,7 +17,10 @@ ENGINES: dict[str, ModuleType] = {
 }
 
 _DEFAULTS = {"cuda": triton_engine, "cpu": native_engine}
-"""What ``auto`` prefers, by the type of the device; elsewhere it is eager."""
+"""What ``auto`` prefers, by the type of the device."""
+
+SERVED = frozenset(_DEFAULTS)
+"""Types of devices that engines serve; on others it is torch's own step, whatever is forced."""
 
 _VARIABLE = "FUSED_SCHED_ENGINE"
 FORCED: dict[None, str | None] = {None: None}
@@ -42,10 +45,12 @@ def engine_for(device: torch.device) -> ModuleType:
         RuntimeError: the forced engine cannot serve the device; says why.
     """
     name = _wanted()
-    if name == "auto":
-        default = _DEFAULTS.get(device.type, eager_engine)
-        return default if default.unavailable(device) is None else eager_engine
     _check_name(name, "" if FORCED[None] else f"{_VARIABLE}: ")
+    if device.type not in SERVED:
+        return eager_engine
+    if name == "auto":
+        default = _DEFAULTS[device.type]
+        return default if default.unavailable(device) is None else eager_engine
     engine = ENGINES[name]
     reason = engine.unavailable(device)
     if reason is not None:
@@ -55,9 +60,11 @@ def engine_for(device: torch.device) -> ModuleType:
 
 def why(device: torch.device) -> str:
     """Why ``engine_for`` chose what it chose."""
+    if device.type not in SERVED:
+        return f"torch's own step: no engine serves {device.type}"
     if _wanted() != "auto":
         return "forced by use_engine()" if FORCED[None] else f"forced by {_VARIABLE}"
-    default = _DEFAULTS.get(device.type, eager_engine)
+    default = _DEFAULTS[device.type]
     missing = default.unavailable(device)
     return f"the default on {device.type}" if missing is None else f"{default.NAME}: {missing}"
 

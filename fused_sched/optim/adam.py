@@ -74,7 +74,10 @@ class Adam(_AdamColumns, torch.optim.Adam):
     in the param's dtype; arithmetic in float32 (float64 for float64), rounded once at the store.
 
     Raises:
-        ValueError: ``differentiable=True``, and torch's own errors.
+        ValueError: torch's own errors.
+
+    ``differentiable=True``, sparse gradients, and dtypes and devices that no engine serves: torch's
+    own step, for the params concerned; ``fused_sched.explain`` says which.
 
     Differs from torch: ``betas``, ``eps`` and ``weight_decay`` may change between replays of a
     captured graph; ``capturable`` is not needed for a capture.

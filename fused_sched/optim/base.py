@@ -59,11 +59,6 @@ class FusedOptimizer(torch.optim.Optimizer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.__dict__[self._LEDGER] = Ledger(self)
         super().__init__(*args, **kwargs)
-        if self.defaults["differentiable"]:
-            raise ValueError(
-                f"fused_sched.optim.{type(self).__name__} cannot be differentiated through; use "
-                f"torch.optim.{type(self).__name__} for differentiable=True"
-            )
         self._ledger.stepper.adopt()
 
     @property

@@ -26,7 +26,10 @@ class SGD(FusedOptimizer, torch.optim.SGD):
     State: ``momentum_buffer``, the param's dtype, only where ``momentum != 0``.
 
     Raises:
-        ValueError: ``differentiable=True``, and torch's own errors.
+        ValueError: torch's own errors.
+
+    ``differentiable=True``, sparse gradients, and dtypes and devices that no engine serves: torch's
+    own step, for the params concerned; ``fused_sched.explain`` says which.
 
     Differs from torch: the first step is counted on the device, so an overflow at the first step
     under GradScaler leaves the buffer untouched; momentum, dampening and weight decay may change

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim.optimizer import _get_scalar_dtype
 
 from fused_sched.tables.local import SUPPORTED, is_dense, local, real, same_layout
-from fused_sched.tables.params import Member
+from fused_sched.tables.params import Member, Unreadable
 
 from .counts import any_held, mark
 from .plan import Plan
@@ -52,6 +52,7 @@ class StateKeeper:
 
         Raises:
             KeyError: there is state of the param, but not all that its group asks for.
+            Unreadable: no kernel reads a state tensor.
             ValueError: a state tensor has another shape than its param.
         """
         entry = self.state.get(param)
@@ -78,6 +79,12 @@ class StateKeeper:
         states = [value for name, value in entry.items() if name != "step"]
         return entry if all(state.dtype == param.dtype for state in states) else {}
 
+    def leave(self, param: Tensor) -> None:
+        """A param's state is torch's own step's from here on."""
+        self.waiting.pop(param, None)
+        self._steps_seen.pop(param, None)
+        self._hidden.discard(param)
+
     def _first_step(self, param: Tensor, group: Mapping[str, Any]) -> Entry:
         on_device = group.get("fused") or group.get("capturable")
         dtype = _get_scalar_dtype(is_fused=group.get("fused"))
@@ -91,8 +98,8 @@ class StateKeeper:
                 raise KeyError(name)  # as torch's: there are steps, but not this moment of them
             return torch.zeros_like(param, memory_format=torch.preserve_format).detach()
         _check_shape(name, state, param)
-        if real(local(state)).dtype not in SUPPORTED:
-            raise TypeError(f"State {name!r} has dtype {state.dtype}; expected a floating one")
+        if state.layout is not torch.strided or real(local(state)).dtype not in SUPPORTED:
+            raise Unreadable
         if not _addressable(param, state):
             fresh = torch.zeros_like(param, dtype=state.dtype, memory_format=torch.preserve_format)
             state = fresh.copy_(state)
@@ -201,7 +208,8 @@ class StateKeeper:
         """Whether the state dict's tensors fit into the table's without being rounded."""
         entry = self.state.get(member.param) or {}
         return all(
-            entry.get(name) is None or entry[name].dtype == state.dtype
+            entry.get(name) is None
+            or (entry[name].dtype == state.dtype and entry[name].layout == state.layout)
             for name, state in self._slots(member)
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from operator import is_
 from typing import Any
 
@@ -12,11 +12,12 @@ from torch import Tensor
 
 from fused_sched.engines import eager_engine, engine_for
 from fused_sched.tables import layout
-from fused_sched.tables.local import SUPPORTED, local, real
-from fused_sched.tables.params import Member, sparse_error
+from fused_sched.tables.local import local
+from fused_sched.tables.params import Member, Unreadable
 from fused_sched.tables.program import NO_TABLE
 
 from .changes import show_state, take_changes
+from .fallback import Fallback, is_odd
 from .group import Group
 from .lean_steps import keep_step
 from .mirror import Mirror
@@ -34,6 +35,7 @@ class Stepper:
         self._sizes: list[int] = []  # params of each group
         self._group_of: list[int] = []
         self._moved: set[int] = set()  # params that lie elsewhere than in the tables
+        self.fallback = Fallback(mirror, keeper)
         self._stepped = False  # whether a step was ever made
 
     # -- the adopt pass --------------------------------------------------------------------------
@@ -95,15 +97,47 @@ class Stepper:
         inside = {m.index for plan in self.mirror.plans.values() for m in plan.table.members}
         return all(i in inside for i, p in enumerate(self.params) if p.requires_grad)
 
-    def _by_engine(self) -> tuple[list[Tensor] | None, dict[torch.device, Any]]:
-        """(params for the eager engine, None for all; engines of the other devices)."""
+    def fallbacks(self) -> dict[str, int]:
+        """Why torch's own step updates params, each with their number."""
+        self.adopt()
+        self._devices()
+        return self.fallback.foretold(self.params, self._moved)
+
+    def _by_engine(
+        self, everywhere: bool = False
+    ) -> tuple[list[Tensor] | None, dict[torch.device, Any]]:
+        """(params for the eager engine, None for all; engines of the other devices).
+
+        Args:
+            everywhere: look for what no kernel reads among the members of the tables, too.
+        """
         engines = {device: engine_for(device) for device in self._devices()}
         planned = {d: e for d, e in engines.items() if e is not eager_engine}
-        if not planned:
-            return None, planned
-        if len(planned) == len(engines):
+        if not planned or self.fallback.takes_all:
+            return None, {}
+        odd = self.fallback.find(self.params, self._moved, everywhere)
+        if len(planned) == len(engines) and not odd:
             return [], planned
-        return [p for p in self.params if local(p).device not in planned], planned
+        return [
+            param
+            for i, param in enumerate(self.params)
+            if i in odd or local(param).device not in planned
+        ], planned
+
+    def _arranged(self) -> tuple[list[Tensor] | None, list[Plan], list[list[int]]]:
+        """(params for the eager engine, None for all; plans; their gradients' addresses)."""
+        everywhere = False
+        while True:
+            eager, engines = self._by_engine(everywhere)
+            self.fallback.refuse_capture()
+            self._retire(engines)
+            try:
+                plans = self._fitted(engines, everyone=False)
+                return eager, plans, [plan.table.grad_addresses() for plan in plans]
+            except Unreadable:
+                if everywhere:
+                    raise
+                everywhere = True
 
     def _devices(self) -> list[torch.device]:
         """Where the params lie; those of the tables, while all are in them, lie where they did."""
@@ -143,6 +177,7 @@ class Stepper:
         members = plan.table.members
         gone = {m.index for m in members if len(m.states) < slots[m.group]}
         gone |= self._moved
+        gone |= {m.index for m in members if m.index in self.fallback.why}
         if self.keeper.shown and not capturing(plan.device):
             gone |= take_changes(self.mirror, self.keeper, plan, in_place=self.mirror.captured)
         complete = len(members) == len(self.params) and not gone
@@ -161,6 +196,7 @@ class Stepper:
             i
             for i, param in enumerate(self.params)
             if i not in inside
+            and i not in self.fallback.why
             and (param.grad is not None or (everyone and param.requires_grad))
             and local(param).device == plan.device
         ]
@@ -184,6 +220,8 @@ class Stepper:
             raise RuntimeError(f"{what.capitalize()} entered or moved, but {RELEASE}.")
         mirror.refresh_clock()
         self.keeper.write_steps([plan])
+        for i in self.fallback.why:
+            self.keeper.leave(self.params[i])
         groups = mirror.optimizer.param_groups
         for i in new:
             param, number = self.params[i], self._group_of[i]
@@ -197,28 +235,11 @@ class Stepper:
             plan.send_clock()
 
     def _check(self, param: Tensor, index: int) -> None:
-        dtype = real(local(param.detach())).dtype
-        if dtype not in SUPPORTED:
-            name = type(self.mirror.optimizer).__name__
-            raise TypeError(
-                f"fused_sched.optim.{name} updates float32, bfloat16, float16 and float64 (and "
-                f"complex of these); param {index} is {dtype}. Give it to torch.optim.{name} in an "
-                "optimizer of its own."
-            )
         if param.grad is not None and local(param.grad).device != local(param).device:
             raise RuntimeError(
                 f"Param {index} is on {local(param).device}, its gradient on "
                 f"{local(param.grad).device}; call zero_grad() after moving a model"
             )
-
-    def _check_layout(self, params: Iterable[Tensor] | None) -> None:
-        """What the tables refuse, for the params of the eager engine."""
-        chosen = self.params if params is None else params
-        for param in chosen:
-            if param.grad is not None and param.grad.layout != torch.strided:
-                index = next(i for i, p in enumerate(self.params) if p is param)
-                name = type(self.mirror.optimizer).__name__
-                raise sparse_error(name, index, self._group_of[index])
 
     # -- step, prepare, release ------------------------------------------------------------------
 
@@ -231,15 +252,11 @@ class Stepper:
         mirror.take_back()
         mirror.check_capture()
         mirror.check_end()
-        eager, engines = self._by_engine()
-        self._retire(engines)
+        eager, plans, grads = self._arranged()
         scale = getattr(optimizer, "grad_scale", None)
         found_inf = getattr(optimizer, "found_inf", None)
-        plans = self._fitted(engines, everyone=False)
-        grads = [plan.table.grad_addresses() for plan in plans]
         for plan in plans:
             plan.load()
-        self._check_layout(eager)
         scaled = found_inf is not None and bool(plans)
         probe = self._is_probe()
         advance = None if probe else mirror.next_advance(scaled)
@@ -249,7 +266,9 @@ class Stepper:
             with mirror.host_only():
                 histories = [] if plans else mirror.schedules.histories
                 used = mirror.host_record() if histories else NO_TABLE
+                shown = self.keeper.shown
                 moved = eager_engine.update(optimizer, eager)
+                self.keeper.shown = shown  # torch's step holds nothing of the state
                 for history in histories if moved else ():
                     history.note(used, mirror.schedules.columns)
         mirror.read_rates()
@@ -345,4 +364,4 @@ def _at(scalar: Tensor | None, plan: Plan) -> Tensor | None:
 def _pulls(param: Tensor) -> bool:
     """Whether a gradient has other values than 0; of shards nobody knows, for all must agree."""
     grad = param.grad
-    return grad is not None and local(grad) is grad and bool(grad.any())
+    return grad is not None and local(grad) is grad and (is_odd(grad) or bool(grad.any()))

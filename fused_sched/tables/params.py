@@ -16,6 +16,11 @@ from .local import SUPPORTED, is_dense, local, real, same_layout
 _NOWHERE = 16
 """Address of an empty gradient, whose data_ptr() is 0: 0 says that there is no gradient."""
 
+
+class Unreadable(Exception):
+    """A tensor that no kernel reads: its param is for torch's own step."""
+
+
 Kind = tuple[torch.dtype, torch.dtype, torch.dtype]
 """Storage types of (param, grad, state)."""
 
@@ -85,12 +90,11 @@ class Member:
         now = self.param if self._plain else local(self.param)
         return (now.data_ptr(), now.shape, now.stride(), now.dtype) != self._here
 
-    def grad_address(self, name: str) -> int:
+    def grad_address(self) -> int:
         """Address of the gradient in the param's own element order, 0 without one.
 
         Raises:
-            RuntimeError: the gradient is sparse.
-            TypeError: its dtype is none that a kernel reads.
+            Unreadable: the gradient is sparse, or its dtype is none that a kernel reads.
         """
         grad = self.param.grad
         if grad is None:
@@ -104,17 +108,17 @@ class Member:
         ):
             self.staged_grad = None
             return grad.data_ptr() or _NOWHERE
-        return self._odd_grad_address(grad, name)
+        return self._odd_grad_address(grad)
 
-    def _odd_grad_address(self, grad: Tensor, name: str) -> int:
+    def _odd_grad_address(self, grad: Tensor) -> int:
         if grad.layout != torch.strided:
-            raise sparse_error(name, self.index, self.group)
+            raise Unreadable
         own = local(grad.detach())
         # A lazy conjugate or negation has other bits than values.
         lazy = own.is_conj() or own.is_neg()
         view = real(own.resolve_neg())
         if view.dtype not in SUPPORTED:
-            raise TypeError(f"{name}: the gradient of param {self.index} is {grad.dtype}")
+            raise Unreadable
         self.grad_dtype = view.dtype
         if same_layout(view, self.dense) and not lazy:
             self.staged_grad = None
@@ -145,14 +149,6 @@ class Member:
 def _values(grad: Tensor) -> Tensor:
     """A gradient as real numbers, with what is lazy in it done."""
     return real(grad.resolve_neg())
-
-
-def sparse_error(name: str, index: int, group: int) -> RuntimeError:
-    """The error for a gradient that is not dense."""
-    return RuntimeError(
-        f"{name} does not support sparse gradients; param {index} (group {group}) has one. Use "
-        "torch.optim.SparseAdam or torch.optim.SGD for it, in an optimizer of its own."
-    )
 
 
 class ParamTable:
@@ -263,7 +259,7 @@ class ParamTable:
 
     def grad_addresses(self) -> list[int]:
         """Every member's gradient, 0 for those without."""
-        return [member.grad_address(self.name) for member in self.members]
+        return [member.grad_address() for member in self.members]
 
     def params_with(self, grads: Sequence[int]) -> list[Tensor]:
         """The params that a launch with these gradients writes."""
