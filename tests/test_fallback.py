@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import fused_sched
-from tests.test_capture_rules import capturing
+from tests.recording import capturing
 from tests.test_state import roundtrip
 from tests.training import OURS, check
 
