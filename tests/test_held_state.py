@@ -99,6 +99,18 @@ def test_an_edit_counts_through_the_entry_and_through_a_view(both):
     both.check()
 
 
+def test_an_edit_to_the_value_that_it_had_counts(both):
+    """And one by somebody who lets go of it at once."""
+    both.do(lambda run: run.step(3))
+    both.do(lambda run: run.held.fill_(4))
+    both.do(lambda run: run.step(2))
+    both.check()
+    both.do(lambda run: (run.held.fill_(60), delattr(run, "held")))
+    both.do(lambda run: run.step(3))
+    both.do(lambda run: run.hold())
+    both.check()
+
+
 def test_lean_steps_come_back_when_the_count_is_let_go():
     with fused_sched.use_engine("native"):
         both = Both(fused=False)

@@ -94,6 +94,6 @@ def _is_ordinary(mirror: Mirror, keeper: StateKeeper, plan: Plan) -> bool:
         hasattr(plan.engine, "lean_step")
         and plan.block is not None
         and all(member.plain for member in plan.table.members)
-        and not (mirror.captured or mirror.values_ahead or keeper.shown)
+        and not (mirror.captured or mirror.values_ahead or keeper.shown or keeper.counts.held)
         and not (mirror.zeroed or mirror.rates() or mirror.counts_intervals())
     )

@@ -15,7 +15,7 @@ from torch.optim.optimizer import _get_scalar_dtype
 from fused_sched.tables.local import SUPPORTED, is_dense, local, real, same_layout
 from fused_sched.tables.params import Member, Unreadable
 
-from .counts import any_held, mark
+from .counts import Counts
 from .plan import Plan
 
 Entry = dict[str, Any]
@@ -35,7 +35,7 @@ class StateKeeper:
         self.state: defaultdict[Tensor, Entry] = defaultdict(dict)
         self.shown = False
         self.waiting: dict[Tensor, Entry] = {}
-        self._steps_seen: dict[Tensor, tuple[Any, int]] = {}  # what ``state`` holds, and its mark
+        self.counts = Counts()
         self._hidden: set[Tensor] = set()  # params whose momentum buffer is shown as None
 
     # -- in --------------------------------------------------------------------------------------
@@ -69,7 +69,7 @@ class StateKeeper:
         else:
             self.waiting[param] = entry
         if self._rules._HAS_STEP:
-            self._steps_seen[param] = entry["step"], mark(entry["step"])
+            self.counts.note(param, entry["step"])
         self._hidden.discard(param)
         return Member(param, index, number, list(tensors.values()))
 
@@ -82,7 +82,7 @@ class StateKeeper:
     def leave(self, param: Tensor) -> None:
         """A param's state is torch's own step's from here on."""
         self.waiting.pop(param, None)
-        self._steps_seen.pop(param, None)
+        self.counts.forget(param)
         self._hidden.discard(param)
 
     def _first_step(self, param: Tensor, group: Mapping[str, Any]) -> Entry:
@@ -133,20 +133,24 @@ class StateKeeper:
         for plan in plans:
             plan.shown_clock = plan.clock
             if self._rules._HAS_STEP:
-                self._write_counts(plan)
+                self._write_counts(plan, plan.table.members)
             else:
                 self._write_buffers(plan)
 
-    def _write_counts(self, plan: Plan) -> None:
+    def write_held(self, plans: Iterable[Plan]) -> None:
+        """Bring the step counts up to date that somebody holds without the state dict."""
+        held = set(self.counts.held)
+        for plan in plans if held else ():
+            self._write_counts(plan, [m for m in plan.table.members if m.param in held])
+
+    def _write_counts(self, plan: Plan, members: Iterable[Member]) -> None:
         on_device: list[Member] = []
-        for member in plan.table.members:
+        for member in members:
             entry = self.state.get(member.param)
             if not entry or self.told_step(member, False) is not None:
                 continue
             if entry["step"].device.type == "cpu":
-                step = plan.step_of(member)
-                entry["step"].fill_(step)
-                self._steps_seen[member.param] = entry["step"], step
+                self.counts.fill(member.param, entry["step"], plan.step_of(member))
             else:
                 on_device.append(member)
         if on_device and plan.block is not None:
@@ -154,7 +158,7 @@ class StateKeeper:
             targets = [self.state[member.param]["step"] for member in on_device]
             torch._foreach_copy_(targets, [steps[member.index] for member in on_device])
             for member, target in zip(on_device, targets, strict=True):
-                self._steps_seen[member.param] = target, mark(target)
+                self.counts.note(member.param, target)
 
     def _write_buffers(self, plan: Plan) -> None:
         """Before its first step a momentum buffer is None, as stock torch's is."""
@@ -194,15 +198,8 @@ class StateKeeper:
         entry = self.state.get(member.param)
         if not entry:
             return 0 if replaced else None
-        written, known = self._steps_seen.get(member.param, (None, -1))
         step = entry.get("step", 0)
-        if step is written and mark(step) == known:
-            return None
-        return int(step)
-
-    def holds_counts(self) -> bool:
-        """Whether somebody holds a step count, and may write it at any time."""
-        return any_held(self._steps_seen)
+        return int(step) if self.counts.written(member.param, step) else None
 
     def same_dtypes(self, member: Member) -> bool:
         """Whether the state dict's tensors fit into the table's without being rounded."""
@@ -226,7 +223,7 @@ class StateKeeper:
         tensors = dict(self._slots(member))
         if self._rules._HAS_STEP and "step" not in (entry or {}):
             tensors = self._first_step(param, group) | tensors
-            self._steps_seen[param] = tensors["step"], mark(tensors["step"])
+            self.counts.note(param, tensors["step"])
         if entry:
             self.waiting.pop(param, None)
             entry.update(tensors)
@@ -239,7 +236,7 @@ class StateKeeper:
         """A step count of others has been taken over."""
         entry = self.state.get(member.param)
         if entry and self._rules._HAS_STEP:
-            self._steps_seen[member.param] = entry.get("step"), mark(entry.get("step", 0))
+            self.counts.note(member.param, entry.get("step", 0))
 
     # -- checkpoints -----------------------------------------------------------------------------
 

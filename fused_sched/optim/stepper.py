@@ -279,8 +279,9 @@ class Stepper:
         if advance == layout.COUNTED and mirror.schedules.fused:
             mirror.write_rates()
         self._stepped = self._stepped or not probe
-        if mirror.count(plans, grads, moved, scaled, advance) and self.keeper.shown:
-            self.keeper.write_steps(plans)  # somebody holds the dict and may read it
+        if mirror.count(plans, grads, moved, scaled, advance):
+            # Somebody holds the dict, or a count of it, and may read it.
+            (self.keeper.write_steps if self.keeper.shown else self.keeper.write_held)(plans)
         if advance == layout.STAY and not mirror.schedules.governed:
             mirror.step_intervals(moved if found_inf is None else not found_inf.item())
         if probe:
@@ -305,6 +306,10 @@ class Stepper:
     def _fitted(self, engines: Mapping[torch.device, Any], everyone: bool) -> list[Plan]:
         """The plans of these devices, ready for a launch."""
         plans = [self._plan(device, engine) for device, engine in engines.items()]
+        counts = self.keeper.counts
+        if counts.held:
+            self.keeper.shown = self.keeper.shown or counts.held_one_written()
+            counts.look_who_holds(counts.held)
         for plan in plans:
             self._fit(plan, everyone)
         if plans and self.keeper.shown and not capturing():
@@ -312,7 +317,8 @@ class Stepper:
             self.keeper.shown = sys.getrefcount(self.keeper.state) > 2 or any(
                 sys.getrefcount(entry) > 3 for entry in self.keeper.state.values()
             )
-            self.keeper.shown = self.keeper.shown or self.keeper.holds_counts()
+            if not self.keeper.shown:
+                counts.look_who_holds()
         return plans
 
     def prepare(self) -> None:
