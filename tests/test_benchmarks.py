@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -20,22 +21,27 @@ from benchmarks.peers import PEERS, Peer
 from benchmarks.providers import Provider, make_ours
 from benchmarks.record import record_here
 from benchmarks.report import (
+    BLOCKS,
     END,
     QUESTIONS,
     RESULTS,
     START,
+    agrees,
     load,
     named_paths,
+    page_block,
     question_of,
-    readme_agrees,
+    readme_block,
+    readme_path,
     shown_paths,
-    updated_readme,
+    updated,
     write,
 )
-from benchmarks.result import ROOT, Result, file_stem
+from benchmarks.result import Result, file_stem
 from benchmarks.schedules import METRIC, SCHEDULES
+from benchmarks.tables import readme
 from benchmarks.tables.host import fit
-from benchmarks.tables.markdown import format_time
+from benchmarks.tables.markdown import format_difference, format_time
 from benchmarks.tables.scaling import Curve
 from benchmarks.tables.step import Row
 from benchmarks.workload import Task, Workload
@@ -223,6 +229,11 @@ def test_times_are_shown_with_three_digits(us: float) -> None:
     assert format_time(us) == TIMES[us]
 
 
+def test_differences_have_no_digits_of_noise() -> None:
+    assert [format_difference(us) for us in (-0.5, 0.0, 0.09)] == ["< 0.1 us"] * 3
+    assert format_difference(0.1) == "0.100 us"
+
+
 def test_spread_is_median_and_outer_fifths() -> None:
     assert Spread.of([5.0, 1.0, 3.0, 2.0, 4.0, 6.0]) == Spread(3.5, 2.0, 5.0)
     assert Spread.of([7.0]) == Spread(7.0, 7.0, 7.0)
@@ -235,24 +246,37 @@ def test_fit_finds_fixed_and_per_tensor_time() -> None:
     assert fit([(10, 10.0), (100, 20.0), (1000, 400.0)]).worst > 0.1
 
 
-def scaling_row(elements: int, gb_per_s: float) -> Row:
-    """Beside a copy of 40 GB/s."""
+def test_fit_has_no_time_below_zero() -> None:
+    points = [(10, 1.0), (100, 22.0), (1000, 240.0)]
+    found = fit(points)
+    assert found.fixed == 0
+
+    def error(per_tensor: float) -> float:
+        return sum((per_tensor * n / us - 1) ** 2 for n, us in points)
+
+    best = found.per_tensor
+    assert error(best) < min(error(0.99 * best), error(1.01 * best))
+
+
+def scaling_row(elements: int, us: float) -> Row:
+    """A row in which only the time matters."""
     ratios = {"to_default": 1, "to_fused": 1}
     spans = {f"{name}_{end}": 1 for name in (*ratios, "us") for end in ("low", "high")}
     rest = {"bytes": 28 * elements, "to_limit": None, "copy_gb_per_s": 40.0, "launches": None}
-    return Row(str(elements), "x", 1, gb_per_s=gb_per_s, **ratios, **spans, **rest)
+    return Row(str(elements), "x", us, gb_per_s=1.0, **ratios, **spans, **rest)
 
 
 @pytest.mark.parametrize(
-    "rates, knee",
-    [((2, 20, 60), 1e4), ((10, 40, 60), 10**3.5), ((30, 40, 60), 1e3), ((2, 10, 19), None)],
+    "times, doubled",
+    [((3, 6, 60), 1e4), ((2, 2, 8), 10**4.5), ((1, 4, 9), 10**3.5), ((3, 4, 5), None)],
 )
-def test_knee_is_where_half_of_the_copy_rate_is_reached(
-    rates: tuple[float, ...], knee: float | None
+def test_doubled_is_where_a_step_takes_twice_the_first_time(
+    times: tuple[float, ...], doubled: float | None
 ) -> None:
     sizes = (1_000, 10_000, 100_000)
-    rows = [scaling_row(size, rate) for size, rate in zip(sizes, rates, strict=True)]
-    assert Curve("x", rows).knee() == (knee if knee is None else pytest.approx(knee))
+    rows = [scaling_row(size, us) for size, us in zip(sizes, times, strict=True)]
+    found = Curve("x", rows).doubled()
+    assert found == (doubled if doubled is None else pytest.approx(doubled))
 
 
 # -- measurements and their files ----------------------------------------------------------------
@@ -312,22 +336,32 @@ def test_first_step_of_a_process_is_printed(capsys: pytest.CaptureFixture) -> No
     assert float(capsys.readouterr().out) > 0
 
 
-# -- the README ----------------------------------------------------------------------------------
+# -- the pages -----------------------------------------------------------------------------------
 
 
-def test_stale_readme_is_noticed(out: Path, tmp_path: Path) -> None:
-    readme, paths = tmp_path / "README.md", shown_paths(out)
+def test_stale_pages_are_noticed(out: Path, tmp_path: Path) -> None:
+    page, paths = tmp_path / "page.md", shown_paths(out)
     assert {question_of(path) for path in paths} == set(QUESTIONS.values())
-    readme.write_text(updated_readme(f"before\n{START}old{END}\nafter\n", paths))
-    text = readme.read_text()
-    assert readme_agrees(readme, out) and named_paths(text, out) == paths
-    assert text.startswith("before\n") and text.endswith("\nafter\n")
-    for path in paths:  # one digit of any of them
-        start = text.index(path.name) + len(path.name)
-        cell = next(at for at in range(text.index("| ---", start), len(text)) if text[at].isdigit())
-        digit = str((int(text[cell]) + 1) % 10)
-        readme.write_text(text[:cell] + digit + text[cell + 1 :])
-        assert not readme_agrees(readme, out), path.name
+    for block, shown in ((page_block, paths), (readme_block, [readme_path(paths)])):
+        page.write_text(updated(f"before\n{START}old{END}\nafter\n", block(paths)))
+        text = page.read_text()
+        assert agrees(page, block, out) and named_paths(text, out) == shown
+        assert text.startswith("before\n") and text.endswith("\nafter\n")
+        for path in shown:  # one digit of any of them
+            page.write_text(with_another_digit(text, after=path.name))
+            assert not agrees(page, block, out), path.name
+
+
+def with_another_digit(text: str, after: str) -> str:
+    """The text with the first digit of the first table behind a word replaced."""
+    start = text.index(after) + len(after)
+    cell = next(at for at in range(text.index("| ---", start), len(text)) if text[at].isdigit())
+    return text[:cell] + str((int(text[cell]) + 1) % 10) + text[cell + 1 :]
+
+
+def test_a_page_without_markers_is_refused() -> None:
+    with pytest.raises(ValueError, match="markers"):
+        updated("no markers", "block")
 
 
 def test_whole_runs_are_shown_rather_than_quick_ones(tmp_path: Path) -> None:
@@ -343,10 +377,56 @@ def test_whole_runs_are_shown_rather_than_quick_ones(tmp_path: Path) -> None:
     assert shown == ["step-a-sgd-float32", "host-a", "host-b-quick"]
 
 
-def test_readme_states_the_results() -> None:
-    named = named_paths((ROOT / "README.md").read_text(), RESULTS)
+@pytest.mark.parametrize("page", BLOCKS, ids=lambda page: page.name)
+def test_pages_state_the_results(page: Path) -> None:
+    named = named_paths(page.read_text(), RESULTS)
     assert named and all(path.exists() for path in named)
-    assert readme_agrees(), "the README's tables are stale: run python -m benchmarks.report"
+    assert agrees(page, BLOCKS[page]), "stale: run python -m benchmarks.report"
+
+
+def test_readme_shows_four_ways_on_four_models() -> None:
+    path = readme_path(shown_paths(RESULTS))
+    shown = readme.excerpt(load(path))
+    names = ["torch default", "torch fused", "fused_sched explicit", "fused_sched fused"]
+    assert [row.provider for row in shown.rows] == [name for name in names for _ in readme.MODELS]
+    assert [row.model for row in shown.rows] == [*readme.MODELS] * 4
+    originals = {row.us for row in load(path).rows}
+    assert {row.us for row in shown.rows} < originals
+
+
+def test_readme_prefers_a_gpus_result_and_its_graph(out: Path, tmp_path: Path) -> None:
+    (path,) = out.glob("step-*.json")
+    result = load(path)
+    row = result.rows[-1]
+    ours = [replace(row, provider=f"triton {way}") for way in ("explicit", "fused", "fused, graph")]
+    on_gpu = replace(result, rows=[*result.rows[:2], *ours], models={"mlp": "6 tensors, 1, 9"})
+    on_gpu.rows[:] = [replace(row, model="mlp") for row in on_gpu.rows]
+    on_gpu.save(tmp_path / "step-a-gpu-adamw-float32")
+    gpu = tmp_path / "step-a-gpu-adamw-float32.json"
+    assert readme_path([gpu, path]) == readme_path([path, gpu]) == gpu
+    shown = [row.provider for row in readme.excerpt(load(gpu)).rows]
+    assert shown[2:] == ["fused_sched explicit", "fused_sched fused, graph"]
+
+
+def test_no_readme_without_its_result(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="adamw-float32"):
+        readme_path([tmp_path / "host-a.json"])
+
+
+NEGATIVE_TIME = re.compile(r"-[\d.]+ (?:us|ms|s)\b")
+A_RATE = re.compile(r"[\d.]+ GB/s")
+
+
+def test_pages_show_no_figure_that_cannot_be() -> None:
+    """No time below zero; a rate only where a step moves more than caches hold."""
+    assert NEGATIVE_TIME.search("| -0.03 us |") and A_RATE.search("12 GB/s")
+    for path in (*BLOCKS, *RESULTS.glob("*.md")):
+        assert not NEGATIVE_TIME.search(path.read_text()), path.name
+    for path in [*RESULTS.glob("step-*.json"), *RESULTS.glob("scaling-*.json")]:
+        result = load(path)
+        for row in result.rows:
+            cell = question_of(path).cell(row)
+            assert bool(A_RATE.search(cell)) == (row.bytes > 2**28), (path.name, cell)
 
 
 def test_committed_tables_are_those_of_their_rows() -> None:

@@ -56,14 +56,19 @@ def train(lines: list[str]) -> tuple[torch.Tensor, float]:
     return params, names["opt"].param_groups[0]["lr"]
 
 
-def test_swap_changes_six_lines_and_no_result():
-    (diff,) = blocks("diff")
-    lines = diff.splitlines()
-    assert sum(line[0] in "+-" for line in lines) == 6
-    before, lr_before = train([line[1:] for line in lines if line[0] != "+"])
-    after, lr_after = train([line[1:] for line in lines if line[0] != "-"])
-    torch.testing.assert_close(after, before)
-    assert lr_after == pytest.approx(lr_before, abs=1e-14)
+def test_swap_changes_five_lines_and_no_result():
+    diff, fuse = (block.splitlines() for block in blocks("diff"))
+    assert sum(line[0] in "+-" for line in diff) == 5
+    stock = [line[1:] for line in diff if line[0] != "+"]
+    explicit = [line[1:] for line in diff if line[0] != "-"]
+    where, added = (line[1:] for line in fuse)
+    assert fuse[1][0] == "+" and explicit.count(where) == 1
+    at = explicit.index(where) + 1
+    before, lr_before = train(stock)
+    for lines in (explicit, [*explicit[:at], added, *explicit[at:]]):
+        after, lr_after = train(lines)
+        torch.testing.assert_close(after, before)
+        assert lr_after == pytest.approx(lr_before, abs=1e-14)
 
 
 # -- names ---------------------------------------------------------------------------------------
@@ -105,3 +110,29 @@ def test_make_targets_exist(name):
 def test_benchmark_markers_stand_once():
     for marker in ("<!-- bench:start -->", "<!-- bench:end -->"):
         assert TEXT.count(marker) == 1
+
+
+# -- length --------------------------------------------------------------------------------------
+
+
+def prose(text: str) -> list[str]:
+    """The words outside of code blocks, tables and comments."""
+    for left_out in (r"^```.*?^```$", r"^\|[^\n]*$", r"<!--.*?-->"):
+        text = re.sub(left_out, "", text, flags=re.DOTALL | re.MULTILINE)
+    return text.split()
+
+
+def test_words_of_prose_are_counted():
+    text = "One `two` [three](x.md).\n<!-- no -->\n| no |\n```\nno\n```\n\n| no | no |\nfour\n"
+    assert prose(text) == ["One", "`two`", "[three](x.md).", "four"]
+
+
+def test_has_at_most_900_words():
+    assert len(prose(TEXT)) <= 900
+
+
+def test_has_one_benchmark_table_of_four_by_four():
+    block = TEXT.split("<!-- bench:start -->")[1].split("<!-- bench:end -->")[0]
+    _, ruler, *rows = (line for line in block.splitlines() if line.startswith("|"))
+    assert len(rows) == 4 and ruler.count("---:") == 4
+    assert block.count("![") == 1

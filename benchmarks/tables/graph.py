@@ -30,10 +30,13 @@ class Row:
     launches: int | None
 
 
-NOTE = (
-    "Training iterations a second (forward, backward, `opt.step()`, `sched.step()`), and their "
-    "kernels; `graph` is replayed, with torch's scheduler on the host between replays."
-)
+TITLE = "Training iterations"
+
+NOTE = """\
+Whole iterations a second: forward, backward, `opt.step()`, `sched.step()`. *graph*: a replayed CUDA
+graph, with torch's scheduler on the host between replays. *launches*: kernels, copies and fills of
+one iteration.
+"""
 
 
 def full(result: Result) -> str:
@@ -48,7 +51,7 @@ def full(result: Result) -> str:
         *("speed-up", "20 % ... 80 %", "launches"),
     )
     table = markdown_table(header, map(cells, result.rows), texts=2)
-    return document("Training iterations", result, text, table)
+    return document(TITLE, result, text, table)
 
 
 def cells(row: Row) -> tuple[str, ...]:

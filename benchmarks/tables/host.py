@@ -7,6 +7,7 @@ from benchmarks.result import Result
 from benchmarks.tables.markdown import (
     caption,
     document,
+    format_difference,
     format_span,
     format_time,
     markdown_table,
@@ -45,10 +46,11 @@ class Fit:
 
 
 def fit(points: Iterable[tuple[float, float]]) -> Fit:
-    """Least squares of the relative residuals over (tensors, us).
+    """Least squares of the relative residuals over (tensors, us), with no time below zero.
 
     Relative, since absolute ones would be those of the largest number alone: it minimises
-    sum (fixed / t + per_tensor n / t - 1)^2, two normal equations.
+    sum (fixed / t + per_tensor n / t - 1)^2, two normal equations; one, where fixed would be
+    negative and is 0.
     """
     points = list(points)
     aa = sum(1 / t**2 for _, t in points)
@@ -57,6 +59,8 @@ def fit(points: Iterable[tuple[float, float]]) -> Fit:
     a, b = sum(1 / t for _, t in points), sum(n / t for n, t in points)
     determinant = aa * bb - ab * ab
     fixed, per_tensor = (a * bb - b * ab) / determinant, (aa * b - ab * a) / determinant
+    if fixed < 0:
+        fixed, per_tensor = 0.0, b / bb
     return Fit(fixed, per_tensor, max(abs(fixed + per_tensor * n - t) / t for n, t in points))
 
 
@@ -68,10 +72,16 @@ def fits(result: Result) -> dict[str, Fit]:
     return {provider: fit(mine) for provider, mine in points.items() if len(mine) > 1}
 
 
-NOTE = (
-    "Time of `opt.step(); sched.step()` on the host: us = fixed + n * per tensor, fitted to "
-    "n tensors of one element."
-)
+TITLE = "Time on the host"
+
+NOTE = """\
+What a step costs before any arithmetic: tensors of one element, n of them. On a GPU the host's
+clock runs without waiting for the device.
+
+* *fixed* and *per tensor*: the fit time = fixed + n × per tensor, by least squares of the relative
+  residuals, fixed at least 0.
+* *first step*: a new optimizer's construction and first step.
+"""
 
 
 def full(result: Result) -> str:
@@ -85,7 +95,7 @@ def full(result: Result) -> str:
     )
     header = ("tensors", "provider", "time", "20 % ... 80 %", "first step", "in a new process")
     table = markdown_table(header, map(cells, result.rows), texts=2)
-    return document("Host time", result, text, table)
+    return document(TITLE, result, text, table)
 
 
 def cells(row: Row) -> tuple[str, ...]:
@@ -103,7 +113,12 @@ def cells(row: Row) -> tuple[str, ...]:
 def fit_table(result: Result) -> str:
     """The fits, a line for each provider."""
     lines = [
-        [name, format_time(one.fixed), format_time(one.per_tensor), f"{100 * one.worst:.0f} %"]
+        [
+            name,
+            format_difference(one.fixed),
+            format_time(one.per_tensor),
+            f"{100 * one.worst:.0f} %",
+        ]
         for name, one in fits(result).items()
     ]
     return markdown_table(("provider", "fixed", "per tensor", "largest residual"), lines)
@@ -115,7 +130,7 @@ def summary(result: Result) -> str:
     firsts = {row.provider: row.first_us for row in result.rows if row.tensors == largest}
     found = fits(result)
     lines = [
-        ["fixed", *(format_time(one.fixed) for one in found.values())],
+        ["fixed", *(format_difference(one.fixed) for one in found.values())],
         ["per tensor", *(format_time(one.per_tensor) for one in found.values())],
         [
             f"first step, {largest:,} tensors",

@@ -21,6 +21,15 @@ def format_time(us: float) -> str:
     return f"{digits} {unit}"
 
 
+RESOLUTION = 0.1
+"""Microseconds below which a difference of two measured times means nothing."""
+
+
+def format_difference(us: float) -> str:
+    """A difference of times, or a term of a fit: no digits of noise, and nothing below zero."""
+    return f"< {RESOLUTION} us" if us < RESOLUTION else format_time(us)
+
+
 def format_span(low: float, high: float) -> str:
     """Two times."""
     return f"{format_time(low)} ... {format_time(high)}"

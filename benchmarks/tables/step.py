@@ -15,7 +15,8 @@ from benchmarks.tables.markdown import (
 from benchmarks.tables.plots import Figure, draw_bars
 
 CACHES = 256 * 2**20
-"""Bytes that no machine's caches hold; as many as the copy moves that a rate stands beside."""
+"""Bytes that no machine's caches hold; as many as the copy moves that a rate stands beside. A step
+that moves fewer has no rate in the tables: it would be that of the caches."""
 
 TORCH, ENGINES = "torch", ("triton", "native", "eager")
 
@@ -48,10 +49,18 @@ class Row:
     launches: int | None
 
 
-NOTE = (
-    "Time of `opt.step(); sched.step()`, its ratio to torch fused in the same round, and where "
-    "memory limits the GB/s of counted bytes."
-)
+TITLE = "A step"
+
+NOTE = """\
+Time of `opt.step(); sched.step()`, in brackets its ratio to torch fused: the median of the ratios
+within a round. *explicit*: `sched.step()` is a step of its own. *fused*: after `fuse()`, timed
+without the call of `sched.step()`.
+
+* *GB/s*: the bytes that a step has to move, over its time; only where they exceed 256 MiB, since
+  fewer may come from a cache.
+* *copy rate*: this machine's own, measured in the same rounds. On a CPU a step may exceed it: a
+  copy also reads what it overwrites, which is not counted.
+"""
 
 
 def task(result: Result) -> str:
@@ -61,17 +70,15 @@ def task(result: Result) -> str:
 
 def full(result: Result) -> str:
     """Every number of a run."""
-    return document(
-        "opt.step(); sched.step()", result, f"{task(result)}. {EXPLAINED}", rows(result)
-    )
+    return document(TITLE, result, f"{task(result)}. {EXPLAINED}", rows(result))
 
 
 EXPLAINED = (
     "Times are medians over interleaved rounds, ratios are medians of the ratios within a round. "
     "To limit: over the time of a loop on the same threads that moves the same bytes and computes "
-    "next to nothing. GB/s counts the bytes a step has to move; copy GB/s is this machine's own "
-    "rate, measured in the same rounds (on a CPU a step may exceed it: a copy also reads what it "
-    "overwrites, uncounted)."
+    "next to nothing. GB/s counts the bytes a step has to move, where they exceed 256 MiB; copy "
+    "GB/s is this machine's own rate, measured in the same rounds (on a CPU a step may exceed it: "
+    "a copy also reads what it overwrites, uncounted)."
 )
 
 
@@ -96,8 +103,8 @@ def cells(row: Row) -> tuple[str, ...]:
         f"{row.to_fused:.2f}",
         f"{row.to_fused_low:.2f} ... {row.to_fused_high:.2f}",
         optional(row.to_limit, ".2f"),
-        f"{row.gb_per_s:.1f}",
-        f"{row.copy_gb_per_s:.1f}",
+        f"{row.gb_per_s:.1f}" if row.bytes > CACHES else "",
+        f"{row.copy_gb_per_s:.1f}" if row.bytes > CACHES else "",
         optional(row.launches),
     )
 
@@ -106,7 +113,7 @@ def summary(result: Result) -> str:
     """Providers down, models across; in each cell the time and its ratio to torch fused."""
     found = {(row.model, row.provider): row for row in result.rows}
     lines = [
-        [provider, *(compact_cell(found.get((model, provider))) for model in result.models)]
+        [provider, *(cell(found.get((model, provider))) for model in result.models)]
         for provider in unique(row.provider for row in result.rows)
     ]
     copies = [compact_copy(result, model) for model in result.models]
@@ -114,12 +121,15 @@ def summary(result: Result) -> str:
     return f"**{task(result)}.** {caption(result)}\n\n{table}\n{losses(result)}\n"
 
 
-def compact_cell(row: Row | None) -> str:
-    """For example `1.23 ms (0.41) 612 GB/s`; bandwidth only where memory is what limits."""
-    if row is None:
-        return ""
-    cell = f"{format_time(row.us)} ({row.to_fused:.2f})"
-    return f"{cell} {row.gb_per_s:.0f} GB/s" if row.bytes > CACHES else cell
+def cell(row: Row | None) -> str:
+    """For example `1.23 ms (0.41) 612 GB/s`; a rate only where no cache holds the model."""
+    rate = f" {row.gb_per_s:.0f} GB/s" if row and row.bytes > CACHES else ""
+    return timed(row) + rate
+
+
+def timed(row: Row | None) -> str:
+    """For example `1.23 ms (0.41)`."""
+    return "" if row is None else f"{format_time(row.us)} ({row.to_fused:.2f})"
 
 
 def compact_copy(result: Result, model: str) -> str:
