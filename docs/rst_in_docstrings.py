@@ -19,7 +19,7 @@ def as_markdown(text: str) -> str:
 def _equation(body: str) -> str:
     lines = [line.strip() for line in body.strip().splitlines()]
     if any("&" in line for line in lines):
-        lines = [r"\begin{aligned}", *lines, r"\end{aligned}"]
+        lines = [r"\begin{align*}", *lines, r"\end{align*}"]
     return "\n".join(["$$", *lines, "$$"])
 
 

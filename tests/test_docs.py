@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import html
 import importlib
 import importlib.util
 import inspect
@@ -11,6 +12,7 @@ import shlex
 from contextlib import nullcontext
 from functools import reduce
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -347,18 +349,126 @@ def test_api_pages_name_everything_public():
 # -- the docstrings as Markdown ------------------------------------------------------------------
 
 
-def test_docstrings_lose_their_restructured_text():
-    pytest.importorskip("griffe", reason="a tool of make docs")
-    spec = importlib.util.spec_from_file_location("rst", DOCS / "rst_in_docstrings.py")
+def tool(name: str) -> ModuleType:
+    """A module of docs/, which the build of the site loads."""
+    for package in ("griffe", "mkdocs", "latex2mathml"):
+        pytest.importorskip(package, reason="a tool of make docs")
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def test_docstrings_lose_their_restructured_text():
+    module = tool("rst_in_docstrings")
     for path in API:
         source, _, name = path.rpartition(".")
         text = module.as_markdown(inspect.getdoc(getattr(importlib.import_module(source), name)))
         assert not re.search(r"\.\. \w+::|:\w+:`", text)
     text = module.as_markdown("One.\n\n.. math::\n    a &= b \\\\\n    c &= d\n\nTwo :math:`x`.")
-    aligned = "\\begin{aligned}\na &= b \\\\\nc &= d\n\\end{aligned}"
+    aligned = "\\begin{align*}\na &= b \\\\\nc &= d\n\\end{align*}"
     assert text == f"One.\n\n$$\n{aligned}\n$$\n\nTwo $x$."
+
+
+# -- the site ------------------------------------------------------------------------------------
+
+
+def test_every_equation_becomes_mathml():
+    hooks, docstrings = tool("hooks"), tool("rst_in_docstrings")
+    equations = 0
+    for path in API:
+        source, _, name = path.rpartition(".")
+        text = docstrings.as_markdown(
+            inspect.getdoc(getattr(importlib.import_module(source), name))
+        )
+        for latex in re.findall(r"\$\$(.*?)\$\$", text, re.DOTALL):
+            page = f'<div class="arithmatex">\\[{html.escape(latex)}\\]</div>'
+            assert hooks.on_page_content(page).startswith("<math")
+            equations += 1
+    assert equations >= 10
+    inline = hooks.on_page_content('so <span class="arithmatex">\\(x &lt; 1\\)</span>.')
+    assert inline.startswith("so <math") and inline.endswith("</math>.")
+
+
+def test_latex_that_cannot_be_shown_fails_the_build():
+    page = r'<span class="arithmatex">\(\nosuchcommand{x}\)</span>'
+    with pytest.raises(Exception, match="cannot read all of"):
+        tool("hooks").on_page_content(page)
+
+
+FETCHING = (
+    '<script src="https://cdn.example/mathjax.js">',
+    "<img alt='x' src='//example/x.png'>",
+    '<link href="https://fonts.example/css" rel="stylesheet">',
+    "body { background: url(https://example/x.png) }",
+    '@import "https://example/x.css";',
+)
+FOLLOWED = (
+    '<a href="https://example.org">',
+    '<script src="assets/bundle.js">',
+    '<link rel="canonical" href="https://example.org">',
+    "https://example.org",
+)
+
+
+def test_what_a_page_would_fetch_is_found(tmp_path):
+    hooks = tool("hooks")
+    assert [len(hooks.fetched(text)) for text in FETCHING] == [1] * len(FETCHING)
+    assert hooks.fetched("\n".join(FOLLOWED)) == []
+    hooks.on_post_build({"site_dir": tmp_path})
+    (tmp_path / "page.html").write_text(FETCHING[0])
+    with pytest.raises(Exception, match="page.html: .*cdn.example"):
+        hooks.on_post_build({"site_dir": tmp_path})
+
+
+def test_site_asks_for_no_font_and_no_script_of_others():
+    settings = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    assert "font: false" in settings and "//" not in settings
+
+
+CLASSES = [
+    *(getattr(fused_sched.optim, name) for name in fused_sched.optim.__all__),
+    *(
+        getattr(fused_sched.lr_scheduler, name)
+        for name in fused_sched.lr_scheduler.__all__
+        if name != "LRScheduler"
+    ),
+]
+
+
+@pytest.mark.parametrize("ours", CLASSES, ids=lambda ours: ours.__name__)
+def test_constructors_show_torchs_arguments_and_then_our_own(ours):
+    stock = next(base for base in ours.__mro__ if base.__module__.startswith("torch.optim"))
+    shown = inspect.signature(ours).parameters
+    expected = inspect.signature(stock).parameters
+    assert list(shown)[: len(expected)] == list(expected)
+    assert [shown[name].default for name in expected] == [p.default for p in expected.values()]
+    assert {*shown} - {*expected} <= {"horizon", "hyper"}
+
+
+def test_a_class_of_ones_own_shows_its_own_arguments():
+    class Mine(fused_sched.lr_scheduler.StepLR):
+        def __init__(self, optimizer, width):
+            super().__init__(optimizer, step_size=width)
+
+    class MySGD(fused_sched.optim.SGD):
+        def __init__(self, params, speed):
+            super().__init__(params, lr=speed)
+
+    assert list(inspect.signature(Mine).parameters) == ["optimizer", "width"]
+    assert list(inspect.signature(MySGD).parameters) == ["params", "speed"]
+
+
+def test_constructors_are_shown_in_the_site():
+    signatures = tool("signatures")
+    assert {cls.__name__ for cls in CLASSES} <= {
+        path.rpartition(".")[2] for path in signatures.CLASSES
+    }
+    (_, lr, *_) = signatures.parameters_of(fused_sched.optim.SGD)
+    assert (lr.name, lr.default) == ("lr", "0.001")
+    (closure,) = signatures.parameters_of(signatures.STEP)[-1:]
+    assert (closure.name, closure.default) == ("closure", "None")
 
 
 def test_every_scheduler_has_a_case():

@@ -20,6 +20,7 @@ from fused_sched.optim.history import History
 from fused_sched.optim.lean import LEAN
 from fused_sched.optim.plan import capturing
 from fused_sched.optim.schedules import Fused
+from fused_sched.optim.signatures import constructor
 
 from .hyper import check_hyper, in_place_of_lr
 from .live import Live, Shared, ledger_of
@@ -58,14 +59,9 @@ class DeviceScheduler(LookAhead, Lowering, TorchScheduler):
         super().__init_subclass__(**kwargs)
         if "state_dict" in cls.__dict__ and not cls.__module__.startswith(WRITTEN):
             cls.state_dict = _caught_up(cls.__dict__["state_dict"])  # type: ignore[method-assign]
-        stock = next((c for c in cls.__mro__ if c.__module__.startswith("torch.optim")), None)
-        if stock is not None and "__init__" not in cls.__dict__:
-            shown = inspect.signature(stock)
-            horizon = inspect.Parameter("horizon", inspect.Parameter.KEYWORD_ONLY, default=None)
-            hyper = inspect.Parameter("hyper", inspect.Parameter.KEYWORD_ONLY, default="lr")
-            cls.__signature__ = shown.replace(  # type: ignore[attr-defined]
-                parameters=[*shown.parameters.values(), horizon, hyper]
-            )
+        ours = inspect.signature(DeviceScheduler.__init__).parameters
+        shown = constructor(cls, ours["horizon"], ours["hyper"])
+        cls.__signature__ = shown  # type: ignore[attr-defined]
 
     # -- torch's surface -------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from torch._dynamo.decorators import skip
 from .ledger import Ledger
 from .loading import Loading
 from .plan import capturing
+from .signatures import constructor
 
 Closure = Callable[[], Any]
 
@@ -55,6 +56,11 @@ class FusedOptimizer(torch.optim.Optimizer):
         raise NotImplementedError
 
     # -- construction, copies, checkpoints -------------------------------------------------------
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Show torch's signature."""
+        super().__init_subclass__(**kwargs)
+        cls.__signature__ = constructor(cls)  # type: ignore[attr-defined]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.__dict__[self._LEDGER] = Ledger(self)
