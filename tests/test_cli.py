@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -210,19 +211,34 @@ def test_doctor_reports_what_an_engine_raises(monkeypatch, capsys):
     assert "eager    steps   OFF: RuntimeError: the device is on fire" in capsys.readouterr().out
 
 
-def test_doctor_shows_a_forced_engine_that_does_not_exist(monkeypatch, capsys):
-    monkeypatch.setenv("FUSED_SCHED_ENGINE", "warp")
-    cli.main(["doctor"])
-    assert (
-        "a step takes none, it raises: FUSED_SCHED_ENGINE: Unknown engine 'warp'"
-        in capsys.readouterr().out
-    )
+FORCED = {
+    "warp": "FUSED_SCHED_ENGINE: Unknown engine 'warp'",
+    "triton": "Engine 'triton' is not available on cpu: no CPU tensors here",
+}
+"""Engine that cannot serve the CPU -> what a step raises."""
+
+
+@pytest.mark.parametrize("name", FORCED)
+def test_doctor_fails_when_a_step_would_raise(monkeypatch, capsys, name):
+    monkeypatch.setenv("FUSED_SCHED_ENGINE", name)
+    monkeypatch.setattr(triton_engine, "unavailable", lambda device: "no CPU tensors here")
+    with pytest.raises((ValueError, RuntimeError), match=FORCED[name]):
+        fused_sched.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1).prepare()
+    assert cli.main(["doctor"]) == 1
+    text = capsys.readouterr().out
+    assert f"a step would RAISE: {FORCED[name]}" in text
+    assert "agrees with stock torch" in text
+    assert cli.main(["doctor", "--json"]) == 1
+    report = as_dict(capsys)
+    assert report["passed"] is False
+    assert report["devices"]["cpu"]["chosen"] is None
+    assert report["devices"]["cpu"]["raises"].startswith(FORCED[name])
 
 
 # -- the command line ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("argv", [[], ["doktor"], ["doctor", "--xml"], ["plot"]], ids=" ".join)
+@pytest.mark.parametrize("argv", [["doktor"], ["doctor", "--xml"], ["plot"]], ids=" ".join)
 def test_unknown_commands_and_options_exit_with_2(argv, capsys):
     with pytest.raises(SystemExit) as error:
         cli.main(argv)
@@ -230,5 +246,15 @@ def test_unknown_commands_and_options_exit_with_2(argv, capsys):
     assert "usage: python -m fused_sched" in capsys.readouterr().err
 
 
-def test_module_without_a_command_exits_with_2():
-    assert run_module().returncode == 2
+def test_module_without_a_command_lists_the_commands():
+    done = run_module()
+    assert (done.returncode, done.stderr) == (0, "")
+    for name, _, what, _ in cli._COMMANDS:
+        assert re.search(rf"^ +{name} +{what.split()[0]}", done.stdout, re.MULTILINE)
+
+
+def test_module_says_its_version(capsys):
+    with pytest.raises(SystemExit) as error:
+        cli.main(["--version"])
+    assert error.value.code == 0
+    assert capsys.readouterr().out == f"fused_sched {fused_sched.__version__}\n"

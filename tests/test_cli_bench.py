@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 
 import fused_sched
 from fused_sched import cli
-from fused_sched.cli import bench, shapes
+from fused_sched.cli import bench, shapes, timing
 from tests.gpu import capture as stand_in
 from tests.interpreter import quick
 
@@ -133,7 +134,7 @@ def test_every_way_steps_the_params_and_counts_its_states(name):
         before = params[0].detach().clone()
         step()
         assert not torch.equal(params[0], before)
-    opt = bench._fused_pair(name, params)
+    opt, _ = bench._fused_pair(name, params)
     opt.step()
     tensors = [t for t in opt.state[params[0]].values() if t.shape == params[0].shape]
     assert len(tensors) == bench.STATES[name]
@@ -157,13 +158,60 @@ def test_ratio_is_that_of_the_same_rounds():
     assert "2.00" in bench.as_text(rows).splitlines()[1]
 
 
-def test_measure_takes_every_row_once_a_round():
-    calls = {"a": 0, "b": 0}
-    steps = {name: lambda name=name: calls.update({name: calls[name] + 1}) for name in calls}
-    rows = bench.measure(steps, CPU, seconds=0.0)
+class Clock:
+    """Stands for the module ``time``: it moves only while a step is made."""
+
+    def __init__(self):
+        self.now = 100.0
+        self.calls = 0
+        self.late_factor = 1.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def step_of(self, seconds: float) -> Callable[[], None]:
+        """A step that takes so long, and from the hundredth call of any on `late_factor` longer."""
+
+        def step() -> None:
+            self.calls += 1
+            self.now += seconds * (self.late_factor if self.calls > 100 else 1.0)
+
+        return step
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    found = Clock()
+    monkeypatch.setattr(timing, "time", found)
+    return found
+
+
+def test_measure_takes_every_row_once_a_round_until_the_time_is_up(clock):
+    steps = {"a": clock.step_of(0.001), "b": clock.step_of(0.004)}
+    rows = timing.measure(steps, CPU, until=clock.now + 2.0)
     assert [row.name for row in rows] == ["a", "b"]
-    assert [len(row.seconds) for row in rows] == [bench.ROUNDS] * 2
-    assert min(calls.values()) > bench.ROUNDS
+    assert len(rows[0].seconds) == len(rows[1].seconds) > 10
+    assert rows[0].seconds == pytest.approx([0.001] * len(rows[0].seconds))
+    assert rows[1].ratio(rows[0]) == pytest.approx(4)
+    assert 101.8 < clock.now <= 102.0
+
+
+@pytest.mark.parametrize("late_factor", [1, 30, 1000])
+def test_measure_keeps_to_its_time_when_the_machine_gets_busy(clock, late_factor):
+    clock.late_factor = late_factor
+    seconds = {"a": 0.0001, "b": 0.0004}
+    steps = {name: clock.step_of(each) for name, each in seconds.items()}
+    timing.measure(steps, CPU, until=clock.now + 3.0)
+    slowed = sum(seconds.values()) * late_factor
+    # Over time only by the round in which it got slow: a batch had at most doubled its calls.
+    assert clock.now < 103.0 + 4 * timing.BATCH_SECONDS + 300 * slowed
+
+
+def test_measure_makes_one_round_of_what_takes_longer_than_its_time(clock):
+    rows = timing.measure({"a": clock.step_of(50.0)}, CPU, until=clock.now + 1.0)
+    assert rows[0].seconds == [50.0]
+    assert clock.calls == 3  # the first, one that fills the caches, one that is timed
+    assert "50000 ms" in bench.as_text([bench.Row("torch fused", rows[0].seconds)])
 
 
 def test_bench_prints_a_table(tmp_path, capsys):
@@ -174,7 +222,7 @@ def test_bench_prints_a_table(tmp_path, capsys):
     assert "SGD and CosineAnnealingLR on m.safetensors: 2,052 params in 3 tensors" in text
     assert "float32\ncpu (" in text
     assert "\ntorch fused " in text and "\nfused_sched, fused schedule " in text
-    assert f"{bench.ROUNDS} rounds" in text
+    assert "1 round, every row once in each; fewer than 5: give it more --seconds" in text
 
 
 @pytest.mark.parametrize(
@@ -201,8 +249,8 @@ def test_a_model_that_does_not_fit_is_refused(monkeypatch, capsys):
 
 
 def test_a_busy_machine_is_said_to_be_one():
-    assert bench._doubts(0.1) == ""
-    assert "load average 3.0" in bench._doubts(3.0)
+    assert bench._doubts(bench.ROUNDS, 0.1) == ""
+    assert "load average 3.0" in bench._doubts(bench.ROUNDS, 3.0)
 
 
 def test_state_dicts_of_modules_are_ordered(tmp_path):

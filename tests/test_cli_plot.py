@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from itertools import pairwise
 
 import pytest
 import torch
@@ -204,6 +206,25 @@ def test_picture_is_written_with_every_curve(tmp_path, capsys):
     assert text.count('id="line2d_') > 5
 
 
+LINE = re.compile(r'<g id="line2d_\d+">\s*<path d="([^"]*)" clip-path', re.DOTALL)
+
+
+def test_picture_of_a_schedule_has_no_slanted_line(tmp_path):
+    """lr is constant within a step: a curve goes right or up or down, never both."""
+    pytest.importorskip("matplotlib", reason="plots are optional")
+    path = tmp_path / "lr.svg"
+    assert cli.main(["plot", "StepLR(3)", "LinearLR(0.1)", "-o", str(path)]) == 0
+    drawn = [
+        [tuple(map(float, point.split())) for point in re.split(r"[ML]", line) if point.strip()]
+        for line in LINE.findall(path.read_text(encoding="utf-8"))
+    ]
+    curves = [points for points in drawn if len(points) > 2]  # the others are the grid's
+    assert len(curves) == 2
+    for points in curves:
+        for (x0, y0), (x1, y1) in pairwise(points):
+            assert x0 == x1 or y0 == y1
+
+
 def test_picture_without_a_suffix_is_a_png(tmp_path, capsys):
     pytest.importorskip("matplotlib", reason="plots are optional")
     assert cli.main(["plot", "StepLR(3)", "-o", str(tmp_path / "lr")]) == 0
@@ -232,6 +253,15 @@ def test_a_ramp_goes_from_corner_to_corner():
     assert len(drawn[0]) == text_plot.WIDTH
     firsts = [row.index("*") for row in drawn]
     assert firsts == sorted(firsts, reverse=True)
+
+
+def test_steps_are_drawn_as_steps():
+    """Each level is a row, each jump one column: the line never slants."""
+    drawn = rows([*[1.0] * 8, *[0.5] * 8, *[0.0] * 8])
+    columns = ["".join(column) for column in zip(*(row.ljust(text_plot.WIDTH) for row in drawn))]
+    assert len(columns) == text_plot.WIDTH
+    jumps = [column for column in columns if column.count("*") > 1]
+    assert len(jumps) == 2 and "" not in {column.strip() for column in columns}
 
 
 def test_few_steps_are_wide():

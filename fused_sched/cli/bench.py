@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import math
 import os
-import random
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -24,10 +21,9 @@ from fused_sched.engines import choose, engine_for
 from .checks import capture, new_graph
 from .doctor import device_names
 from .shapes import Shapes, of_checkpoint, transformer
+from .timing import Row, Step, measure
 
-ROUNDS = 5  # at least, whatever the time
-BATCH_SECONDS = 0.02
-MOST_STEPS = 1000
+ROUNDS = 5  # fewer are said to be too few
 BUSY = 0.5  # programs that run, on the average of a minute
 BASELINE = "torch fused"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -35,20 +31,6 @@ STATES = {"SGD": 1, "Adam": 2, "AdamW": 2}
 """Tensors that an optimizer keeps for each param."""
 
 Params = Sequence[torch.nn.Parameter]
-Step = Callable[[], object]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One way to step: seconds per call, one sample a round."""
-
-    name: str
-    seconds: Sequence[float]
-
-    def ratio(self, baseline: Row) -> float:
-        """Median of the ratios of samples of the same round."""
-        pairs = zip(self.seconds, baseline.seconds, strict=True)
-        return statistics.median(mine / theirs for mine, theirs in pairs)
 
 
 # -- what is timed -------------------------------------------------------------------------------
@@ -82,8 +64,19 @@ def _pair(
 def _explicit(
     optim: ModuleType, schedulers: ModuleType, name: str, params: Params, **options: Any
 ) -> Step:
-    opt, sched = _pair(optim, schedulers, name, params, **options)
+    return _both(*_pair(optim, schedulers, name, params, **options))
 
+
+def _fused_pair(name: str, params: Params) -> tuple[Any, Any]:
+    opt, sched = _pair(fused_sched.optim, fused_sched.lr_scheduler, name, params)
+    return fused_sched.fuse(opt, sched)
+
+
+def _fused(name: str, params: Params) -> Step:
+    return _both(*_fused_pair(name, params))
+
+
+def _both(opt: Any, sched: Any) -> Step:
     def step() -> None:
         opt.step()
         sched.step()
@@ -91,18 +84,8 @@ def _explicit(
     return step
 
 
-def _fused_pair(name: str, params: Params) -> Any:
-    opt, sched = _pair(fused_sched.optim, fused_sched.lr_scheduler, name, params)
-    return fused_sched.fuse(opt, sched)[0]
-
-
-def _fused(name: str, params: Params) -> Step:
-    opt = _fused_pair(name, params)
-    return lambda: opt.step()
-
-
 def _captured(name: str, params: Params) -> Step:
-    opt = _fused_pair(name, params)
+    opt, _ = _fused_pair(name, params)
     opt.prepare()
     graph = new_graph()
     with capture(graph, params[0].device):
@@ -123,48 +106,6 @@ def make_params(shapes: Shapes, device: torch.device) -> Params:
         param.grad = torch.randn(shape, device=device).to(dtype)
         params.append(param)
     return params
-
-
-# -- the clock -----------------------------------------------------------------------------------
-
-
-def measure(steps: Mapping[str, Step], device: torch.device, seconds: float) -> list[Row]:
-    """Every step once per round, in an order that changes, for as many rounds as there is time."""
-    sizes = {name: _batch_size(step, device) for name, step in steps.items()}
-    samples: dict[str, list[float]] = {name: [] for name in steps}
-    order, shuffler = list(steps), random.Random(0)
-    end = time.perf_counter() + seconds
-    gc.collect()
-    gc.disable()
-    try:
-        while len(samples[order[0]]) < ROUNDS or time.perf_counter() < end:
-            shuffler.shuffle(order)
-            for name in order:
-                samples[name].append(_seconds(steps[name], sizes[name], device))
-    finally:
-        gc.enable()
-    return [Row(name, found) for name, found in samples.items()]
-
-
-def _batch_size(step: Step, device: torch.device) -> int:
-    step()  # the first one allocates
-    return max(1, min(MOST_STEPS, round(BATCH_SECONDS / _seconds(step, 1, device))))
-
-
-def _seconds(step: Step, count: int, device: torch.device) -> float:
-    """Seconds per call, after one that brings its data into the caches."""
-    step()
-    _wait(device)
-    start = time.perf_counter()
-    for _ in range(count):
-        step()
-    _wait(device)
-    return (time.perf_counter() - start) / count
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 # -- memory --------------------------------------------------------------------------------------
@@ -204,7 +145,7 @@ def as_text(rows: Sequence[Row]) -> str:
     width = max(len(row.name) for row in rows)
     lines = [f"{'':<{width}}  {'median':>9}  {'20 to 80 %':>21}  {'to ' + BASELINE:>14}"]
     for row in rows:
-        low, *_, high = statistics.quantiles(row.seconds, n=5, method="inclusive")
+        low, high = _outer_fifths(row.seconds)
         spread = f"{_time(low)} - {_time(high)}"
         median = _time(statistics.median(row.seconds))
         lines.append(
@@ -213,12 +154,20 @@ def as_text(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def _outer_fifths(seconds: Sequence[float]) -> tuple[float, float]:
+    if len(seconds) == 1:
+        return seconds[0], seconds[0]
+    low, *_, high = statistics.quantiles(seconds, n=5, method="inclusive")
+    return low, high
+
+
 def _time(seconds: float) -> str:
     return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3g} us"
 
 
 def bench(arguments: argparse.Namespace) -> int:
     """Measure and print."""
+    until = time.perf_counter() + arguments.seconds
     device = _device(arguments.device)
     shapes = of_checkpoint(arguments.like) if arguments.like else transformer()
     shapes = shapes.cast(DTYPES[arguments.dtype]) if arguments.dtype else shapes
@@ -226,17 +175,18 @@ def bench(arguments: argparse.Namespace) -> int:
     print(_heading(shapes, arguments.optimizer, device), flush=True)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0  # before our own
     params = make_params(shapes, device)
-    rows = measure(steps_of(arguments.optimizer, params), device, arguments.seconds)
+    rows = measure(steps_of(arguments.optimizer, params), device, until)
     print(as_text(rows))
-    print(f"{len(rows[0].seconds)} rounds, every row once in each{_doubts(load)}")
+    rounds = len(rows[0].seconds)
+    print(f"{rounds} round{'s' * (rounds > 1)}, every row once in each{_doubts(rounds, load)}")
     return 0
 
 
-def _doubts(load: float) -> str:
-    """What to think of the numbers on a machine that others use too."""
-    if load < BUSY:
-        return ""
-    return f"; load average {load:.1f} before the start: other programs are in these numbers"
+def _doubts(rounds: int, load: float) -> str:
+    """What to think of few rounds, and of a machine that others use too."""
+    few = f"; fewer than {ROUNDS}: give it more --seconds" * (rounds < ROUNDS)
+    busy = f"; load average {load:.1f} before the start: other programs are in these numbers"
+    return few + busy * (load >= BUSY)
 
 
 def _device(name: str | None) -> torch.device:
@@ -282,6 +232,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=list(DTYPES), help="of all params")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
     parser.add_argument(
-        "--seconds", type=_duration, default=10.0, help="to measure, at least 5 rounds (10)"
+        "--seconds", type=_duration, default=10.0, help="to take in all, one round at least (10)"
     )
     parser.set_defaults(run=bench)

@@ -91,7 +91,7 @@ def _compare(device: torch.device, engine: str, train: Callable[[], Trained]) ->
 def _train_ours(device: torch.device, run: Callable[..., list[float]]) -> Trained:
     params, opt, sched = _pair(fused_sched.optim, fused_sched.lr_scheduler, device)
     fused_sched.fuse(opt, sched)
-    lrs = run(params, opt)
+    lrs = run(params, opt, sched)
     return _ends(params), torch.tensor(lrs, dtype=torch.float64)
 
 
@@ -106,16 +106,17 @@ def _train_stock(device: torch.device) -> Trained:
     return _ends(params), torch.tensor(lrs, dtype=torch.float64)
 
 
-def _step_by_step(params: Sequence[Tensor], opt: Any) -> list[float]:
+def _step_by_step(params: Sequence[Tensor], opt: Any, sched: Any) -> list[float]:
     lrs = []
     for step in range(STEPS):
         _set_gradients(params, step)
         opt.step()
+        sched.step()
         lrs.append(opt.param_groups[0]["lr"])
     return lrs
 
 
-def _replayed(params: Sequence[Tensor], opt: Any) -> list[float]:
+def _replayed(params: Sequence[Tensor], opt: Any, _: Any) -> list[float]:
     _set_gradients(params, 0)
     opt.prepare()
     graph = new_graph()

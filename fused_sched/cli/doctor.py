@@ -48,10 +48,16 @@ class Engine:
 
 @dataclass(frozen=True)
 class Device:
-    """A device, the engine that a step takes there, and every engine by name."""
+    """A device, the engine that a step takes there, and every engine by name.
+
+    Attributes:
+        chosen: that engine, and why; None where a step would raise.
+        raises: what it would raise; None where it would not.
+    """
 
     name: str
-    chosen: str
+    chosen: str | None
+    raises: str | None
     engines: dict[str, Engine]
 
 
@@ -65,6 +71,11 @@ class Report:
 
     @property
     def passed(self) -> bool:
+        """Whether a step can be made on every device, as stock torch would make it."""
+        return self.agrees and not any(device.raises for device in self.devices.values())
+
+    @property
+    def agrees(self) -> bool:
         """Whether every engine that is here agrees with stock torch."""
         engines = (engine for device in self.devices.values() for engine in device.engines.values())
         return all(check.passed for engine in engines for _, check in engine.checks())
@@ -107,12 +118,12 @@ def device_names() -> dict[str, str]:
     return {"cpu": cpu} | {f"cuda:{i}": torch.cuda.get_device_name(i) for i in gpus}
 
 
-def _chosen(device: torch.device) -> str:
-    """The engine that a step takes, and why; or why it can take none."""
+def _chosen(device: torch.device) -> tuple[str | None, str | None]:
+    """(the engine that a step takes, and why; what the step would raise instead)."""
     try:
-        return f"{engine_for(device).NAME} ({choose.why(device)})"
+        return f"{engine_for(device).NAME} ({choose.why(device)})", None
     except (RuntimeError, ValueError) as error:
-        return f"none, it raises: {error}"
+        return None, str(error)
 
 
 # -- the report ----------------------------------------------------------------------------------
@@ -121,7 +132,7 @@ def _chosen(device: torch.device) -> str:
 def examine() -> Report:
     """Look at every device; check every engine that it has."""
     devices = {
-        name: Device(what, _chosen(torch.device(name)), _examine_engines(torch.device(name)))
+        name: Device(what, *_chosen(torch.device(name)), _examine_engines(torch.device(name)))
         for name, what in device_names().items()
     }
     return Report(versions(), compilers(), devices)
@@ -143,9 +154,10 @@ def as_text(report: Report) -> str:
     compiling = {f"{name} compiler": found for name, found in report.compilers.items()}
     lines = [f"{name:<12} {found}" for name, found in (report.versions | compiling).items()]
     for name, device in report.devices.items():
-        lines += ["", f"{name} ({device.name})", f"  a step takes {device.chosen}"]
+        step = f"takes {device.chosen}" if device.chosen else f"would RAISE: {device.raises}"
+        lines += ["", f"{name} ({device.name})", f"  a step {step}"]
         lines += [line for one in device.engines.items() for line in _findings(*one)]
-    verdict = "agrees with" if report.passed else "DIFFERS from"
+    verdict = "agrees with" if report.agrees else "DIFFERS from"
     lines += [
         "",
         f"{STEPS} steps of AdamW with OneCycleLR: fused_sched {verdict} stock torch "
@@ -183,7 +195,7 @@ def as_json(report: Report) -> str:
 
 
 def doctor(arguments: argparse.Namespace) -> int:
-    """Print the report; 1 if an engine is off."""
+    """Print the report; 1 if an engine is off or a step would raise."""
     report = examine()
     print(as_json(report) if arguments.json else as_text(report))
     return int(not report.passed)

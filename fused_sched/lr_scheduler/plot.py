@@ -50,7 +50,9 @@ def draw(figure: Any, curves: Mapping[str, Mapping[str, Tensor]], start: int = 0
             number = list(drawn).index(label) if label in drawn else len(drawn)
             steps = range(start, start + len(line))
             # Every other one dashed: groups with the same values lie on one another.
-            (drawn[label],) = axes.plot(steps, line, _DASHES[number % 2], color=f"C{number}")
+            style = {"linestyle": _DASHES[number % 2], "color": f"C{number}"}
+            # A step has one value: nothing slants from one step to the next.
+            (drawn[label],) = axes.plot(steps, line, drawstyle="steps-post", **style)
         axes.set_ylabel(name)
         axes.grid(alpha=0.3)
     panels[-1].set_xlabel("step")
