@@ -109,7 +109,7 @@ def non_finite_gradients_with_a_scaler() -> tuple[str, str]:
         del run.opt.found_inf
         assert run.unchanged_since(before)
     goes_on_like_stock(run)
-    return "the step stood still, and the schedule with it", "nothing"
+    return "the step was skipped, and the schedule did not advance", "nothing"
 
 
 def non_finite_gradients_without_a_scaler() -> tuple[str, str]:
@@ -244,7 +244,7 @@ def moved_param() -> tuple[str, str]:
     for param in run.params:
         param.data = param.data.clone()
     goes_on_like_stock(run)
-    return "taken over", "nothing"
+    return "the step uses its new memory", "nothing"
 
 
 def resized_param() -> tuple[str, str]:
@@ -272,7 +272,7 @@ def retyped_param() -> tuple[str, str]:
     stock.opt.step()
     assert param.dtype == torch.float64
     check([one.float() for one in run.params], stock.params)
-    return "goes on with the moments it has (eager: refused, as by stock torch)", "nothing"
+    return "continues with the moments it has (eager: refused, as by stock torch)", "nothing"
 
 
 def swapped_param() -> tuple[str, str]:
@@ -283,7 +283,7 @@ def swapped_param() -> tuple[str, str]:
         run.opt.param_groups[0]["params"][1] = run.params[1]
         run.step(2)
     check(runs[0].params, runs[1].params)
-    return "starts anew, as with stock torch", "the old one's moments"
+    return "the new param starts without moments, as with stock torch", "the old one's moments"
 
 
 def killed_between_the_two_steps() -> tuple[str, str]:
@@ -370,7 +370,7 @@ def lr_of_nan_or_inf() -> tuple[str, str]:
             run.backward()
             run.opt.step()
         check(runs[0].params, runs[1].params)
-    return "does what it does in stock torch", "the params"
+    return "used as it is, as in stock torch", "the params"
 
 
 @dataclass(frozen=True)
@@ -419,7 +419,11 @@ def table() -> str:
     """All of it, as docs/faults.md has it."""
     rows = [f"| {fault.name} | {' | '.join(fault.inject())} |" for fault in FAULTS]
     head = "| fault | what happened | what was lost |\n| --- | --- | --- |"
-    note = "Each is injected by `tests/test_faults.py`, on every engine; the words are native's."
+    note = (
+        "What happens when something outside goes wrong, and what is lost. `tests/test_faults.py` "
+        "injects each\nfault on every engine; the table describes `native`, and says where `eager` "
+        "differs."
+    )
     return "\n".join(["# Faults", "", note, "", head, *rows]) + "\n"
 
 
