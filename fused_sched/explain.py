@@ -27,7 +27,7 @@ class Explanation:
         obstacle: what stands in the way of a capture, None if nothing does.
         graph_nodes: nodes of one captured step, None without a GPU engine.
         bytes_per_step: bytes that the update moves to and from memory.
-        fused: names of the schedules that ride in the launch.
+        fused: names of the schedules that are part of the launch.
         explicit: names of those that are launched or run by themselves.
         host_only: of the explicit ones, those that a graph cannot hold, and why.
         grad_scaler: what torch.amp.GradScaler makes of a step; None without a GPU engine.

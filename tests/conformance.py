@@ -116,11 +116,12 @@ class Writer:
         table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         return f"""# Conformance
 
-What `make conformance` compared with stock torch, on every engine that a CPU has, and the largest
-difference it found. Of schedules: relative to the largest value each has had, as told by the
-record that the launch reads, in float64. Of params and moments: relative to the largest element of
-the tensor, against torch's for-loop, after up to some hundred steps; the tolerance is 1.2e-6 in
-float32. An empty cell: compared are messages, keys, counts or bits, or by the recipe itself.
+What `make conformance` compared with stock torch, on every engine that runs on a CPU, and the
+largest difference it found. Schedules: relative to the largest value each has had, read in float64
+from the record that the launch uses. Params and moments: relative to the largest element of the
+tensor, against torch's for-loop, after up to a few hundred steps; the tolerance is 1.2e-6 in
+float32. Where a cell is empty, the tests compare messages, keys, counts or bits, or the recipe
+compares by itself.
 
 {table}
 

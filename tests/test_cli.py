@@ -59,7 +59,7 @@ def test_doctor_says_ok_where_triton_serves_no_cpu_tensors():
     done = run_module("doctor", TRITON_INTERPRET="0", FUSED_SCHED_ENGINE="auto")
     assert done.returncode == 0, done.stderr
     assert "eager    steps   ok: " in done.stdout
-    assert "triton   not here: " in done.stdout
+    assert "triton   not available: " in done.stdout
     assert "agrees with stock torch" in done.stdout
     assert done.stderr == ""
 
@@ -188,7 +188,7 @@ def test_doctor_fails_when_params_differ(monkeypatch, capsys, update):
     monkeypatch.setattr(eager_engine, "update", update)
     assert cli.main(["doctor"]) == 1
     text = capsys.readouterr().out
-    assert "eager    steps   OFF: largest difference to stock torch: param " in text
+    assert "eager    steps   FAILED: largest difference to stock torch: param " in text
     assert "DIFFERS from stock torch" in text
 
 
@@ -208,7 +208,7 @@ def test_doctor_fails_when_lr_differs(monkeypatch, capsys):
 def test_doctor_reports_what_an_engine_raises(monkeypatch, capsys):
     monkeypatch.setattr(eager_engine, "update", broken)
     assert cli.main(["doctor"]) == 1
-    assert "eager    steps   OFF: RuntimeError: the device is on fire" in capsys.readouterr().out
+    assert "eager    steps   FAILED: RuntimeError: the device is on fire" in capsys.readouterr().out
 
 
 FORCED = {

@@ -83,16 +83,16 @@ def test_state_dict_of_torch_save(key, zipped, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("m.safetensors", b"", "no safetensors file: a header of 0 bytes"),
-        ("m.safetensors", b"hello", "no safetensors file: a header of"),
-        ("m.safetensors", b"\x02" + b"\0" * 7 + b"[]", "no safetensors file: its header lacks"),
-        ("m.safetensors", b"\x02" + b"\0" * 7 + b"{]", "no safetensors file: "),
-        ("m.safetensors", b"\x08" + b"\0" * 7 + b'{"a": 1}', "no safetensors file: its header"),
+        ("m.safetensors", b"", "not a safetensors file: a header of 0 bytes"),
+        ("m.safetensors", b"hello", "not a safetensors file: a header of"),
+        ("m.safetensors", b"\x02" + b"\0" * 7 + b"[]", "not a safetensors file: its header lacks"),
+        ("m.safetensors", b"\x02" + b"\0" * 7 + b"{]", "not a safetensors file: "),
+        ("m.safetensors", b"\x08" + b"\0" * 7 + b'{"a": 1}', "not a safetensors file: its header"),
         ("m.safetensors", b"\x02" + b"\0" * 7 + b"{}", "holds no floating-point tensor"),
-        ("m.safetensors", with_header({"a": tensor("F32", -3)}), "-3 is no size of a tensor"),
-        ("m.safetensors.index.json", b"[]", "no index of safetensors files"),
-        ("m.pt", b"hello", "m.pt is no checkpoint of torch.save"),
-        ("m.pt", b"", "m.pt is no checkpoint of torch.save"),
+        ("m.safetensors", with_header({"a": tensor("F32", -3)}), "-3 is not the size of a tensor"),
+        ("m.safetensors.index.json", b"[]", "not an index of safetensors files"),
+        ("m.pt", b"hello", "m.pt is not a checkpoint of torch.save"),
+        ("m.pt", b"", "m.pt is not a checkpoint of torch.save"),
     ],
 )
 def test_what_is_no_checkpoint_is_refused(name, content, told, tmp_path):
@@ -228,7 +228,7 @@ def test_bench_prints_a_table(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
-        (["--device", "cuda:99"], "cuda:99 is not here; expected one of cpu"),
+        (["--device", "cuda:99"], "cuda:99 is not available; expected one of cpu"),
         (["--device", "foo"], "foo"),
         (["--like", "no-such-file.pt"], "No such file"),
     ],

@@ -205,7 +205,7 @@ def test_bad_architecture_is_named(alone, tmp_path, monkeypatch, listed):
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", listed)
     bad = listed.split(";")[-1]
     assert reason(tmp_path) == (
-        f"TORCH_CUDA_ARCH_LIST: {bad!r} is no architecture like 9.0 or 9.0+PTX"
+        f"TORCH_CUDA_ARCH_LIST: {bad!r} is not an architecture like 9.0 or 9.0+PTX"
     )
 
 

@@ -125,7 +125,7 @@ def refuse_too_big(shapes: Shapes, optimizer: str, device: torch.device) -> None
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Memory that a process can take now; None where nobody says."""
+    """Memory that a process can take now; None where that is unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
@@ -200,7 +200,7 @@ def _device(name: str | None) -> torch.device:
         raise ValueError(str(error).splitlines()[0]) from error
     where = f"cuda:{device.index or 0}" if device.type == "cuda" else device.type
     if where not in device_names():
-        raise ValueError(f"{name} is not here; expected one of {', '.join(device_names())}")
+        raise ValueError(f"{name} is not available; expected one of {', '.join(device_names())}")
     return torch.device(where)
 
 
@@ -218,7 +218,7 @@ def _heading(shapes: Shapes, optimizer: str, device: torch.device) -> str:
 def _duration(text: str) -> float:
     seconds = float(text)
     if not 0.0 <= seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is no duration")
+        raise argparse.ArgumentTypeError(f"{text} is not a duration")
     return seconds
 
 

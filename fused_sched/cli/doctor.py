@@ -169,7 +169,7 @@ def as_text(report: Report) -> str:
 def _findings(name: str, engine: Engine) -> list[str]:
     """An engine's lines."""
     if engine.unavailable is not None:
-        return [f"  {name:<8} not here: {engine.unavailable}"]
+        return [f"  {name:<8} not available: {engine.unavailable}"]
     heads = [f"  {name:<8}", f"  {'':<8}"]
     return [
         f"{head} {what:<7} {_outcome(check)}"
@@ -180,7 +180,7 @@ def _findings(name: str, engine: Engine) -> list[str]:
 def _outcome(check: Check) -> str:
     if check.skipped is not None:
         return f"not tried: {check.skipped}"
-    word = "ok" if check.passed else "OFF"
+    word = "ok" if check.passed else "FAILED"
     if check.error is not None:
         return f"{word}: {check.error}"
     return f"{word}: largest difference to stock torch: param {check.param:.1e}, lr {check.lr:.1e}"

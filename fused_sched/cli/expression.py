@@ -13,9 +13,8 @@ from fused_sched import lr_scheduler
 from fused_sched.optim.schedules import NO_FORM
 
 _NOT_TEXT = {
-    "LambdaLR": "takes a function, which is not read from text; in Python: scheduler.plot(n)",
-    "MultiplicativeLR": "takes a function, which is not read from text; in Python: "
-    "scheduler.plot(n)",
+    "LambdaLR": "takes a function, which text cannot give; in Python: scheduler.plot(n)",
+    "MultiplicativeLR": "takes a function, which text cannot give; in Python: scheduler.plot(n)",
     "ReduceLROnPlateau": "follows a metric; in Python: scheduler.plot(n, metrics=[...])",
 }
 NAMES = sorted(set(lr_scheduler.__all__) - {"LRScheduler", *_NOT_TEXT})
@@ -53,13 +52,13 @@ def read(text: str) -> Call:
     The optimizer may be left out, or be there as in code: ``StepLR(opt, 30)``.
 
     Raises:
-        ExpressionError: not the call of a known scheduler, or an argument that is no literal.
+        ExpressionError: not the call of a known scheduler, or an argument that is not a literal.
     """
     try:
         tree = ast.parse(text.strip(), mode="eval").body
         return _call(tree)
     except (SyntaxError, RecursionError, MemoryError) as error:
-        raise ExpressionError(f"{text!r} is no Python expression: {error}") from error
+        raise ExpressionError(f"{text!r} is not a Python expression: {error}") from error
     except ExpressionError:
         raise
     except ValueError as error:  # a null byte
@@ -69,7 +68,8 @@ def read(text: str) -> Call:
 def _call(node: ast.expr) -> Call:
     if not isinstance(node, ast.Call):
         raise ExpressionError(
-            f"`{ast.unparse(node)}` is no scheduler; expected a call such as StepLR(step_size=30)"
+            f"`{ast.unparse(node)}` is not a scheduler; expected a call, for example "
+            "StepLR(step_size=30)"
         )
     name = _name(node.func)
     keywords = [k for k in node.keywords if k.arg != "optimizer" or not _is_optimizer(k.value)]
@@ -117,7 +117,7 @@ def _argument(node: ast.expr, where: str) -> Any:
         return ast.literal_eval(node)
     except ValueError:
         raise ExpressionError(
-            f"{where}: `{ast.unparse(node)}` is no literal; expected a number, a string, True, "
+            f"{where}: `{ast.unparse(node)}` is not a literal; expected a number, a string, True, "
             "False, None or a list of those"
         ) from None
 

@@ -67,7 +67,7 @@ def curves(arguments: argparse.Namespace) -> dict[str, dict[str, Tensor]]:
 def _values(scheduler: Any, steps: int | None) -> dict[str, Tensor]:
     n = length(scheduler) if steps is None else steps
     if n > LONGEST:
-        raise ValueError(f"{n:,} steps are too many to draw; say how many with --steps")
+        raise ValueError(f"{n:,} steps are too many to draw; pass fewer with --steps")
     try:
         return scheduler.values(n)
     except NO_FORM as error:

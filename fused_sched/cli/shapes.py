@@ -100,14 +100,14 @@ def _of_safetensors(path: Path) -> list[tuple[tuple[int, ...], Any]]:
             if name != "__metadata__"
         ]
     except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no safetensors file: its header lacks {error}") from error
+        raise ValueError(f"{path} is not a safetensors file: its header lacks {error}") from error
     except ValueError as error:
-        raise ValueError(f"{path} is no safetensors file: {error}") from error
+        raise ValueError(f"{path} is not a safetensors file: {error}") from error
 
 
 def _size(number: Any) -> int:
     if not isinstance(number, int) or number < 0:
-        raise ValueError(f"{number!r} is no size of a tensor")
+        raise ValueError(f"{number!r} is not the size of a tensor")
     return number
 
 
@@ -116,11 +116,11 @@ def _header(path: Path) -> Any:
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))
         if not 0 < length <= min(_MOST_HEADER, path.stat().st_size - 8):
-            raise ValueError(f"{path} is no safetensors file: a header of {length} bytes")
+            raise ValueError(f"{path} is not a safetensors file: a header of {length} bytes")
         try:
             return json.loads(file.read(length))
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is no safetensors file: {error}") from error
+            raise ValueError(f"{path} is not a safetensors file: {error}") from error
 
 
 def _shards(path: Path) -> list[Path]:
@@ -128,7 +128,7 @@ def _shards(path: Path) -> list[Path]:
         names = json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()
         return [path.parent / name for name in dict.fromkeys(names)]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no index of safetensors files: {error}") from error
+        raise ValueError(f"{path} is not an index of safetensors files: {error}") from error
 
 
 # -- torch.save ----------------------------------------------------------------------------------
@@ -142,7 +142,7 @@ def _of_torch(path: Path) -> list[Spec]:
     try:
         return [(tuple(tensor.shape), tensor.dtype) for tensor in _tensors(state)]
     except RecursionError as error:
-        raise ValueError(f"{path} is no state dict: it is nested in itself") from error
+        raise ValueError(f"{path} is not a state dict: it is nested in itself") from error
 
 
 def _loaded(path: Path) -> Any:
@@ -158,7 +158,7 @@ def _loaded(path: Path) -> Any:
             ) from error
         except Exception as error:  # of a file that is something else, the unpickler's own
             if not mmap or not isinstance(error, RuntimeError):
-                raise ValueError(f"{path} is no checkpoint of torch.save: {error}") from error
+                raise ValueError(f"{path} is not a checkpoint of torch.save: {error}") from error
 
 
 def _tensors(state: Any) -> Iterator[Tensor]:

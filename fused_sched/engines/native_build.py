@@ -114,7 +114,9 @@ def cuda_archs(present: str | None = None) -> list[str]:
     archs = dict.fromkeys(listed.replace(";", " ").split())
     for arch in archs:
         if not re.fullmatch(r"\d+\.\d[af]?(\+PTX)?", arch):
-            raise BuildError(f"{_ARCHS_VARIABLE}: {arch!r} is no architecture like 9.0 or 9.0+PTX")
+            raise BuildError(
+                f"{_ARCHS_VARIABLE}: {arch!r} is not an architecture like 9.0 or 9.0+PTX"
+            )
     return [re.sub("[af]", "", arch) for arch in archs]  # nothing of ours is 9.0a's alone
 
 

@@ -23,18 +23,18 @@ _KEYS = {column: key for key, column in COLUMNS.items()}
 
 
 class LookAhead:
-    """What a schedule will give, asked of the scheduler."""
+    """A schedule's next values, as numbers or as a plot."""
 
     def values(self, n: int, *, metrics: Sequence[float] | None = None) -> dict[str, Tensor]:
-        """The next ``n`` values that this schedule gives; nothing is stepped or changed.
+        """The next ``n`` values of this schedule; nothing is stepped or changed.
 
-        Evaluated on a copy, from the position of now: also in the middle of a run, in fused mode,
+        Evaluated on a copy, from the current position: also in the middle of a run, in fused mode,
         after loading a checkpoint. Where the device is ahead of the host (after a capture, a
         skipped step) it is read once, as when ``group["lr"]`` is read.
 
         Args:
-            n: how many values, at least 1. The first is that of now, with which the next optimizer
-                step is made; each further one is a ``scheduler.step()`` later (fused with an
+            n: how many values, at least 1. The first is the current one, which the next optimizer
+                step uses; each further one is a ``scheduler.step()`` later (fused with an
                 ``interval``: as many optimizer steps later).
             metrics: what ReduceLROnPlateau will be stepped with, the first one after the first
                 value: at least ``n - 1`` numbers. Other schedules take none.
@@ -48,10 +48,9 @@ class LookAhead:
                 below 1; ``metrics`` are missing, too few or not wanted; or it cannot be copied.
             RuntimeError: a CUDA graph is being captured.
 
-        A function of yours is called as often as it takes: what it counts or draws at random, it
-        counts and draws (callable objects are copied). Other schedules on the same optimizer stand
-        still: where several multiply one lr, wrap them
-        in a ChainedScheduler and ask that.
+        A function of yours is called as often as needed, with its side effects (callable objects
+        are copied). Other schedules on the same optimizer do not move: where several multiply one
+        lr, wrap them in a ChainedScheduler and use that one's ``values()``.
         """
         return values_of(self, n, metrics)
 
