@@ -122,7 +122,7 @@ def make_ours(
             return Pair(opt.step, context=context, alive=opt)
         sched = schedule(fused_sched.lr_scheduler, opt)
         if fuse:
-            fused_sched.fuse(opt, sched)
+            fused_sched.fuse(opt, sched, interval=1)
     update = opt.step if fuse else in_turn(opt.step, sched.step)
     return Pair(update, context=context, alive=(opt, sched))
 

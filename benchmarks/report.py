@@ -127,7 +127,7 @@ def page_block(paths: Sequence[Path]) -> str:
     sections = []
     for question in QUESTIONS.values():
         mine = [part(path) for path in paths if question_of(path) is question]
-        sections += [f"## {question.TITLE}\n\n{question.NOTE}", *mine] if mine else []
+        sections += [f"## {question.TITLE}\n\n{question.NOTE.strip()}\n", *mine] if mine else []
     return "\n".join([START, *sections, END])
 
 
