@@ -54,7 +54,7 @@ for engine in ("eager", "native", "triton"):
         param = torch.nn.Parameter(torch.ones(1))
         opt = fused_sched.optim.SGD([param], lr=0.1)
         sched = fused_sched.lr_scheduler.InverseSqrtLR(opt, 4)
-        fused_sched.fuse(opt, sched)
+        fused_sched.fuse(opt, sched, interval=1)
         param.grad = torch.ones(1)
         opt.found_inf = torch.zeros(1)  # a scaler is at work: lr is read from the device
         for _ in range(9):
