@@ -53,6 +53,7 @@ class Mirror:
         self._sent: Tensor | None = None  # what the devices have got, [columns, groups]
         self._replayed: Replay | None = None
         self._positions_behind = False  # of the schedulers, to the replayed programs
+        self._scheduled: list[tuple[str, int]] = []  # (name, number) of the columns they move
         self.zeroed: set[int] = set()  # groups whose lr was assigned 0 since the last step
 
     @property
@@ -85,7 +86,8 @@ class Mirror:
 
     def _catch_up(self) -> None:
         cadence = self.cadence
-        behind = self.pending or self.lean.owed or cadence.rounds or cadence.answered
+        words = cadence.words
+        behind = self.pending or self.lean.owed or words[layout.ROUNDS] or words[layout.ANSWERED]
         if not (behind or self.values_ahead or self.captured) or capturing():
             return
         if self.values_ahead or self.captured:
@@ -96,7 +98,7 @@ class Mirror:
             self._fetch()
         else:
             self._repeat()
-        if answered := cadence.answered:
+        if answered := words[layout.ANSWERED]:
             self._split_round(answered)
 
     def _can_replay(self) -> bool:
@@ -180,10 +182,10 @@ class Mirror:
         Args:
             values_of: a column's number -> its values, by group.
         """
-        groups = self.optimizer.param_groups
-        for name in dict.fromkeys(name for program in self.programs for name in program.columns):
-            for group, value in zip(groups, values_of(self.schedules.columns.index(name))):
-                self.rules._decode(group, name, value)
+        groups, decode = self.optimizer.param_groups, self.rules._decode
+        for name, number in self._scheduled:
+            for group, value in zip(groups, values_of(number)):
+                decode(group, name, value)
 
     def refresh_clock(self) -> None:
         """Bring the host's step counts up to date."""
@@ -429,6 +431,8 @@ class Mirror:
             raise RuntimeError(f"The schedule program changed its size, but {RELEASE}.")
         places = self._history_places(plans, groups)
         self.programs, self.schedules.explicit = programs, explicit
+        names = dict.fromkeys(name for program in programs for name in program.columns)
+        self._scheduled = [(name, self.schedules.columns.index(name)) for name in names]
         for plan in plans:
             if not plan.fits(groups, self.programs):
                 self.refresh_clock()

@@ -235,12 +235,12 @@ class Schedules:
 
     def lift(self, host: Block, programs: Sequence[Assembled]) -> None:
         """Take the schedulers' positions from a fetched block."""
-        for program, assembled in zip(host.programs, programs, strict=True):
+        for number, (program, assembled) in enumerate(zip(host.programs, programs, strict=True)):
             ops = program.ops.tolist()
             for source in assembled.sources:
                 self._lift_source(source, ops[source.row], program.lanes, assembled)
-        if self.fused and programs:
-            self._lift_ticks(host, programs[0])
+            if number == 0 and not self.governed:
+                self._lift_ticks(ops, assembled)
         for scheduler in self.roots():
             scheduler._lift_composite()
 
@@ -250,22 +250,20 @@ class Schedules:
         scheduler = source.scheduler()
         if scheduler is None:
             return
-        known = assembled.ops[source.row]
         values = lanes[source.row].tolist()
         if source.ahead:
-            scheduler._catch_up(words[layout.EPOCH] - int(known[layout.EPOCH]), values)
+            scheduler._catch_up(words[layout.EPOCH] - assembled.epochs[source.row], values)
         else:
             scheduler._lift(words[layout.EPOCH], words[layout.COUNT], values)
-        known[layout.EPOCH] = words[layout.EPOCH]
+        assembled.epochs[source.row] = words[layout.EPOCH]
 
-    def _lift_ticks(self, host: Block, assembled: Assembled) -> None:
-        ops = host.programs[0].ops
+    def _lift_ticks(self, ops: Sequence[Sequence[int]], assembled: Assembled) -> None:
         for fused in self.fused:
             inside = {id(fused.scheduler), *(id(s) for s in fused.scheduler._children())}
             for source in assembled.sources:
                 row = source.row
-                if id(source.scheduler()) in inside and ops[row, layout.INTERVAL] == fused.interval:
-                    fused.tick = int(ops[row, layout.TICK])
+                if id(source.scheduler()) in inside and ops[row][layout.INTERVAL] == fused.interval:
+                    fused.tick = ops[row][layout.TICK]
                     break
 
 

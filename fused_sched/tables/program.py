@@ -94,6 +94,7 @@ class Assembled:
     Attributes:
         tables: the parts of ``aux``, which is the same object as long as they are.
         histories: numbers of the HISTORY rows.
+        epochs: of each row, up to which the host has its scheduler's position.
         ends: optimizer steps that can be made before a row is past its end, None if none ends.
     """
 
@@ -102,6 +103,7 @@ class Assembled:
     aux: Tensor
     tables: list[Tensor]
     histories: range
+    epochs: list[int]
     sources: list[Source]
     columns: list[str]
     ends: int | None
@@ -211,6 +213,7 @@ def assemble(
         _joined(assembly.tables, before),
         assembly.tables,
         range(scheduled, len(assembly.ops)),
+        [words[layout.EPOCH] for words in assembly.ops],
         assembly.sources,
         targets,
         min(ends, default=None),
