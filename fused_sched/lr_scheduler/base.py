@@ -166,8 +166,9 @@ class DeviceScheduler(LookAhead, Lowering, TorchScheduler):
 
     def get_last_lr(self) -> list[Any]:
         """As torch's."""
-        self._refresh()
-        return super().get_last_lr()
+        ledger = ledger_of(self.__dict__.get("optimizer"))
+        last = None if ledger is None else ledger.mirror.last_values(self)
+        return super().get_last_lr() if last is None else last
 
     def history(self, capacity: int) -> History:
         """Keep what the next steps use of lr, and of momentum where it is cycled, on the device.

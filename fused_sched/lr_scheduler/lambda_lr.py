@@ -22,6 +22,7 @@ class _Lambdas(DeviceScheduler):
 
     lr_lambdas: list[Callable[[int], float]]
     _OPCODE: int
+    _MOVES_ONE = True
 
     def _scales(self) -> list[float]:
         """What each group's value is multiplied by on the host, once."""

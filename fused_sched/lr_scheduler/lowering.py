@@ -31,6 +31,9 @@ class Lowering:
     """What a scheduler is on the device."""
 
     optimizer: Any
+    _MOVES_ONE = False
+    """Whether a step moves the hyperparameter and nothing else, whatever the options."""
+    _TAKES_METRIC = False
 
     @property
     def hyper(self) -> str:

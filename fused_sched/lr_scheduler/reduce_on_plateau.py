@@ -29,6 +29,9 @@ class ReduceLROnPlateau(DeviceScheduler, torch.optim.lr_scheduler.ReduceLROnPlat
     counted there too. Same values as torch.optim.lr_scheduler.ReduceLROnPlateau (torch 2.13).
     """
 
+    _MOVES_ONE = True
+    _TAKES_METRIC = True
+
     best = Live()
     num_bad_epochs = Live()
     cooldown_counter = Live()

@@ -117,6 +117,8 @@ def _advance_on_device(
             raise RuntimeError(f"{type(scheduler).__name__}.step() cannot be captured: {reason}")
         return False
     mirror.take_back()
+    if not inside:
+        mirror.send_rows()
     _launch(mirror, number, metric)
     if inside:
         mirror.captured = True

@@ -28,7 +28,7 @@ class Group(dict[str, Any]):
     def __getitem__(self, key: str) -> Any:
         if key != "params":
             self.mirror.refresh_values()
-        return super().__getitem__(key)
+        return dict.__getitem__(self, key)
 
     def get(self, key: str, default: Any = None) -> Any:
         self.mirror.refresh_values()

@@ -53,12 +53,13 @@ def keep_schedule(mirror: Mirror, scheduler: Any) -> None:
     alone = list(schedules.roots()) == [scheduler] and not schedules.fused
     if number is None or not alone or len(plans) != 1 or mirror.captured or mirror.rates():
         return
-    if is_tabulated(scheduler):
-        return  # somebody's own code decides: it is asked each time
+    if scheduler._TAKES_METRIC or is_tabulated(scheduler):
+        return  # the host must look at each step
     (plan,) = plans
     make = getattr(plan.engine, "lean_schedule", None)
     if make is None or plan.block is None or plan.device.type != "cpu":
         return
+    mirror.send_rows()
     program, ends = plan.block.programs[number], mirror.programs[number].ends
     mirror.lean.keep_schedule(scheduler, make(plan.block, program, mirror.optimizer, ends))
 

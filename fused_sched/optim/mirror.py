@@ -49,11 +49,14 @@ class Mirror:
         self.captured = False
         self.lean = Lean(self.reference)
         self.since_upload = 0
+        self.rows_behind = False  # the devices' rows, to schedulers that the host has stepped
         self._busy = 0
         self._sent: Tensor | None = None  # what the devices have got, [columns, groups]
         self._replayed: Replay | None = None
         self._positions_behind = False  # of the schedulers, to the replayed programs
         self._scheduled: list[tuple[str, int]] = []  # (name, number) of the columns they move
+        self._rows: dict[int, int] = {}  # of simple fused schedulers, by their id
+        self._governs = False  # whether calls govern all that is fused
         self.zeroed: set[int] = set()  # groups whose lr was assigned 0 since the last step
 
     @property
@@ -80,9 +83,21 @@ class Mirror:
         """Bring the groups up to date, and the schedulers only where that costs nothing more."""
         if self._busy:
             return
-        if not self.schedules.governed or not self.schedules.fused:
+        if not self._governs:
             self.settle()
         self._catch_up()
+
+    def last_values(self, scheduler: Any) -> list[float] | None:
+        """What a fused scheduler has set last; None where its attributes must be looked at.
+
+        Spares a loop that logs ``get_last_lr()`` at each step the rest of them.
+        """
+        row = self._rows.get(id(scheduler))
+        if row is None or self._busy:
+            return None
+        self.refresh_values()
+        behind = self._positions_behind and self._replayed is not None
+        return self._replayed.last(row) if behind else None  # type: ignore[union-attr]
 
     def _catch_up(self) -> None:
         cadence = self.cadence
@@ -418,6 +433,7 @@ class Mirror:
         self.drop_lean()
         self.lean.drop_schedule()
         self.since_upload = 0
+        self.rows_behind = False
         self.cadence.retract()
         self._sent = self._replayed = None
         self.asked = self.schedules.asked
@@ -433,6 +449,11 @@ class Mirror:
         self.programs, self.schedules.explicit = programs, explicit
         names = dict.fromkeys(name for program in programs for name in program.columns)
         self._scheduled = [(name, self.schedules.columns.index(name)) for name in names]
+        fused = self.schedules.fused
+        self._governs = bool(fused) and self.schedules.governed
+        simple = {id(f.scheduler) for f in fused if self._governs and not f.scheduler._children()}
+        sources = ((id(source.scheduler()), source.row) for source in programs[0].sources)
+        self._rows = {key: row for key, row in sources if key in simple}
         for plan in plans:
             if not plan.fits(groups, self.programs):
                 self.refresh_clock()
@@ -457,10 +478,36 @@ class Mirror:
         """A scheduler has stepped on the host: send what it may have changed."""
         if not self.blocks():
             return
-        rows = self.programs and self.programs[0].columns
-        if rows or self.schedules.program_of(scheduler) is not None or self.captured:
+        rows = bool(self.programs and self.programs[0].columns)
+        own = self.schedules.program_of(scheduler) is not None
+        if rows or self.captured or (own and self.schedules.tables):
             self.upload()
             return
+        self.rows_behind |= own  # no graph can come: they are sent when a launch needs them
+        if scheduler is None or not self._send_column(scheduler):
+            self._send_record()
+
+    def _send_column(self, scheduler: Any) -> bool:
+        """Send the one hyperparameter that a scheduler moves; False where that is not all."""
+        name = scheduler.hyper
+        values = [dict.__getitem__(group, name) for group in self.optimizer.param_groups]
+        simple = scheduler._MOVES_ONE and self.rules._KEYS.get(name) == (name,)
+        if not simple or scheduler._changed() or not all(type(value) is float for value in values):
+            return False
+        if any(plan.device.type != "cpu" for plan in self.plans.values()):
+            return False
+        self._sent = self._replayed = None
+        for plan in self.blocks():
+            plan.block.write_column(self.schedules.columns.index(name), values)  # type: ignore[union-attr]
+        return True
+
+    def send_rows(self) -> None:
+        """Before a launch of a scheduler's own program: where it stands."""
+        if self.rows_behind:
+            self.upload()
+
+    def _send_record(self) -> None:
+        """Send every value, and no schedule's position."""
         record = self.host_record()
         if self._sent is not None:
             self._sent = record

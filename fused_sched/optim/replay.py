@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from fused_sched.engines import native_engine
 from fused_sched.tables import layout
-from fused_sched.tables.block import Block
+from fused_sched.tables.block import Block, numbers_of
 from fused_sched.tables.program import Assembled
 
 _CPU = torch.device("cpu")
@@ -37,8 +36,10 @@ class Replay:
             for row in program.histories:  # the launches have written theirs
                 mine.ops[row, layout.AUX_LENGTH] = 0
         self._advances = [native_engine.advancer(self.block, p) for p in self.block.programs]
-        self._values = (ctypes.c_double * record.numel()).from_address(self.block.record.data_ptr())
+        self._values = numbers_of(self.block.record)
+        self._lanes = numbers_of(self.block.programs[0].lanes)
         self._groups = groups
+        self._row_size, self._last = layout.LANE_WORDS * groups, layout.LAST * groups
 
     def advance(self, number: int, steps: int) -> None:
         """Make so many steps of program ``number``."""
@@ -55,6 +56,10 @@ class Replay:
     def column(self, number: int) -> list[float]:
         """The values of a column, one for each group."""
         return self._values[number * self._groups : (number + 1) * self._groups]
+
+    def last(self, row: int) -> list[float]:
+        """What a row of program 0 has set last, one value for each group."""
+        return self._lanes[(at := self._last + row * self._row_size) : at + self._groups]
 
     @staticmethod
     def available() -> bool:

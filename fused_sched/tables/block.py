@@ -7,7 +7,9 @@ the device and is written by the host only when tensors enter the table.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,6 +65,11 @@ def _take(source: Tensor) -> Tensor:
     room = _ahead[-1]
     _ahead[-1] = room[size:]
     return room[: source.nbytes].view(source.dtype).view(source.shape)
+
+
+def numbers_of(tensor: Tensor) -> Any:
+    """A float64 CPU tensor's memory as an array: to read and write without a call into torch."""
+    return (ctypes.c_double * tensor.numel()).from_address(tensor.data_ptr())
 
 
 class Program:
@@ -145,6 +152,13 @@ class Block:
     def write(self, column: int, group: int, value: float) -> None:
         """One hyperparameter into both halves, its value riding in the launch's arguments."""
         self.record[:, column, group].fill_(value)
+
+    def write_column(self, column: int, values: Sequence[float]) -> None:
+        """A column of a CPU's block, one value for each group, into both halves."""
+        columns, groups = self.record.shape[1:]
+        numbers = numbers_of(self.record)
+        for start in (column * groups, (columns + column) * groups):
+            numbers[start : start + groups] = values
 
     def fetch(self) -> Block:
         """A copy of the block on the host: waits for the device."""
