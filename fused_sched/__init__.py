@@ -9,6 +9,7 @@ from fused_sched import engines, lr_scheduler, optim
 from fused_sched.engines import use_engine
 from fused_sched.explain import Explanation, explain
 from fused_sched.fuse import fuse, unfuse
+from fused_sched.swap import swap
 
 __version__ = "0.1.0"
 
@@ -20,6 +21,7 @@ __all__ = [
     "fuse",
     "lr_scheduler",
     "optim",
+    "swap",
     "unfuse",
     "use_engine",
 ]

@@ -6,30 +6,17 @@ import functools
 import weakref
 from typing import Any
 
-import torch
-from torch.optim.lr_scheduler import LRScheduler
-
-from fused_sched import lr_scheduler, optim
+from fused_sched import optim, stock
 from fused_sched.lr_scheduler.base import DeviceScheduler
 from fused_sched.lr_scheduler.live import ledger_of
 from fused_sched.optim.base import FusedOptimizer
 from fused_sched.optim.ledger import Ledger
-
-_OPTIMIZERS: dict[type, type] = {
-    getattr(torch.optim, name): getattr(optim, name) for name in optim.__all__
-}
-_SCHEDULERS: dict[type, type] = {
-    getattr(torch.optim.lr_scheduler, name, torch.optim.swa_utils.SWALR): getattr(
-        lr_scheduler, name
-    )
-    for name in lr_scheduler.__all__
-    if name != "LRScheduler"
-}
+from fused_sched.swap import OPTIMIZERS, SCHEDULERS
 
 
 def fuse(
-    optimizer: torch.optim.Optimizer,
-    scheduler: LRScheduler,
+    optimizer: stock.Optimizer,
+    scheduler: stock.LRScheduler,
     interval: int | None = None,
     *,
     advance_on_skip: bool = False,
@@ -70,17 +57,17 @@ def fuse(
     """
     if interval is not None and (not isinstance(interval, int) or interval < 1):
         raise ValueError(f"Expected positive integer interval, but got {interval}")
-    if not isinstance(scheduler, LRScheduler):
+    if not isinstance(scheduler, stock.LRScheduler):
         raise TypeError(f"{type(scheduler).__name__} is not an LRScheduler")
     _check_pair(optimizer, scheduler)
     ledger = _ledger(optimizer)
     convert_scheduler(scheduler)
-    if not isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+    if not isinstance(scheduler, stock.ReduceLROnPlateau):
         ledger.fuse(scheduler, interval, advance_on_skip)
     return optimizer, scheduler
 
 
-def unfuse(optimizer: torch.optim.Optimizer, scheduler: LRScheduler | None = None) -> None:
+def unfuse(optimizer: stock.Optimizer, scheduler: stock.LRScheduler | None = None) -> None:
     """Take a schedule out of the launch again: its ``step()`` is a step of its own from here on.
 
     Args:
@@ -123,7 +110,7 @@ def _check_pair(optimizer: Any, scheduler: Any) -> None:
 
 
 def _check_stock(optimizer: Any) -> None:
-    if type(optimizer) not in _OPTIMIZERS:
+    if type(optimizer) not in OPTIMIZERS:
         known = ", ".join(optim.__all__)
         raise TypeError(
             f"{type(optimizer).__name__} cannot carry a device schedule; use {known} of "
@@ -144,7 +131,7 @@ def _ledger(optimizer: Any) -> Ledger:
         return ledger
     state = optimizer.__dict__.pop("state")
     patched = optimizer.__dict__.pop("step", None)
-    optimizer.__class__ = _OPTIMIZERS[type(optimizer)]
+    optimizer.__class__ = OPTIMIZERS[type(optimizer)]
     ledger = optimizer.__dict__[FusedOptimizer._LEDGER] = Ledger(optimizer)
     optimizer.state = state
     optimizer._patch_step_function()
@@ -175,26 +162,26 @@ def convert_scheduler(scheduler: Any) -> None:
     for child in getattr(scheduler, "_schedulers", ()):
         convert_scheduler(child)
     if not isinstance(scheduler, DeviceScheduler):
-        stock = type(scheduler)
-        scheduler.__class__ = _SCHEDULERS.get(stock) or _with_device(stock)  # type: ignore[arg-type]
+        theirs = type(scheduler)
+        scheduler.__class__ = SCHEDULERS.get(theirs) or _with_device(theirs)  # type: ignore[arg-type]
         scheduler._enroll()
 
 
 @functools.cache
-def _with_device(stock: type) -> type:
+def _with_device(theirs: type) -> type:
     """A class of somebody else with the device's part mixed in."""
-    known = (c for c in stock.__mro__ if c in _SCHEDULERS)
-    ours = next((_SCHEDULERS[c] for c in known), DeviceScheduler)
-    members = {"__module__": stock.__module__, "__reduce__": _reduce}
-    return type(stock.__name__, (ours, stock), members)
+    known = (c for c in theirs.__mro__ if c in SCHEDULERS)
+    ours = next((SCHEDULERS[c] for c in known), DeviceScheduler)
+    members = {"__module__": theirs.__module__, "__reduce__": _reduce}
+    return type(theirs.__name__, (ours, theirs), members)
 
 
 def _reduce(scheduler: Any) -> tuple[Any, ...]:
     """Pickled by the class that was converted: the one made from it has no name to be found by."""
-    stock = type(scheduler).__mro__
-    ours = next(c for c in stock[1:] if not c.__module__.startswith("fused_sched."))
-    return _rebuild, (ours,), scheduler.__getstate__()
+    classes = type(scheduler).__mro__
+    given = next(c for c in classes[1:] if not c.__module__.startswith("fused_sched."))
+    return _rebuild, (given,), scheduler.__getstate__()
 
 
-def _rebuild(stock: type) -> Any:
-    return object.__new__(_with_device(stock))
+def _rebuild(theirs: type) -> Any:
+    return object.__new__(_with_device(theirs))

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 import fused_sched
+from fused_sched import stock
 from fused_sched.engines import choose, engine_for
 
 from .checks import capture, new_graph
@@ -39,10 +40,10 @@ Params = Sequence[torch.nn.Parameter]
 def steps_of(name: str, params: Params) -> dict[str, Step]:
     """``opt.step(); sched.step()`` in every way, all on the same params."""
     ours = fused_sched.optim, fused_sched.lr_scheduler
-    stock = torch.optim, torch.optim.lr_scheduler
+    theirs = stock, stock
     steps = {
-        "torch default": _explicit(*stock, name, params),
-        BASELINE: _explicit(*stock, name, params, fused=True),
+        "torch default": _explicit(*theirs, name, params),
+        BASELINE: _explicit(*theirs, name, params, fused=True),
         "fused_sched": _explicit(*ours, name, params),
         "fused_sched, fused schedule": _fused(name, params),
     }

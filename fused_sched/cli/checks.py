@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 import fused_sched
+from fused_sched import stock
 from fused_sched.engines import use_engine
 
 STEPS = 3
@@ -96,7 +97,7 @@ def _train_ours(device: torch.device, run: Callable[..., list[float]]) -> Traine
 
 
 def _train_stock(device: torch.device) -> Trained:
-    params, opt, sched = _pair(torch.optim, torch.optim.lr_scheduler, device)
+    params, opt, sched = _pair(stock, stock, device)
     lrs = []
     for step in range(STEPS):
         _set_gradients(params, step)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fused_sched import stock
 from fused_sched.tables.local import is_dense, local
 
 NAME = "eager"
@@ -18,7 +19,7 @@ def unavailable(device: torch.device) -> str | None:
     return None
 
 
-def stock_step(optimizer: torch.optim.Optimizer) -> Callable[..., Any]:
+def stock_step(optimizer: stock.Optimizer) -> Callable[..., Any]:
     """torch's ``step`` of the optimizer's stock class, without the hooks around it.
 
     ``super().step()`` would fire every hook twice as soon as a stock instance exists.
@@ -30,7 +31,7 @@ def stock_step(optimizer: torch.optim.Optimizer) -> Callable[..., Any]:
     return step
 
 
-def update(optimizer: torch.optim.Optimizer, params: Iterable[Tensor] | None) -> bool:
+def update(optimizer: stock.Optimizer, params: Iterable[Tensor] | None) -> bool:
     """Run stock torch's step on the given params (None: all of them).
 
     Returns:
@@ -46,7 +47,7 @@ def update(optimizer: torch.optim.Optimizer, params: Iterable[Tensor] | None) ->
     return True
 
 
-def _params(optimizer: torch.optim.Optimizer, chosen: set[int] | None) -> list[Tensor]:
+def _params(optimizer: stock.Optimizer, chosen: set[int] | None) -> list[Tensor]:
     return [
         param
         for group in optimizer.param_groups
@@ -55,9 +56,7 @@ def _params(optimizer: torch.optim.Optimizer, chosen: set[int] | None) -> list[T
     ]
 
 
-def _unscale(
-    optimizer: torch.optim.Optimizer, scale: Tensor | None, chosen: set[int] | None
-) -> bool:
+def _unscale(optimizer: stock.Optimizer, scale: Tensor | None, chosen: set[int] | None) -> bool:
     """Divide the gradients by the scaler's factor; True if a scaler is at work."""
     if scale is not None:
         for param in _params(optimizer, chosen):
@@ -73,9 +72,7 @@ class _Groups:
     and the for-loop asserts that no scaler is at work.
     """
 
-    def __init__(
-        self, optimizer: torch.optim.Optimizer, chosen: set[int] | None, unscaled: bool
-    ) -> None:
+    def __init__(self, optimizer: stock.Optimizer, chosen: set[int] | None, unscaled: bool) -> None:
         self.optimizer = optimizer
         self.chosen = chosen
         self.unscaled = unscaled

@@ -1,6 +1,6 @@
 """The schedulers: torch.optim.lr_scheduler's names (and SWALR), evaluated on the device."""
 
-from torch.optim.lr_scheduler import LRScheduler
+from fused_sched.stock import LRScheduler
 
 from .composite import ChainedScheduler, SequentialLR
 from .constant import ConstantLR

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 from torch._dynamo.decorators import skip
-from torch.optim.lr_scheduler import LRScheduler as TorchScheduler
 
+from fused_sched import stock
 from fused_sched.optim.history import History
 from fused_sched.optim.lean import LEAN
 from fused_sched.optim.plan import capturing
@@ -35,7 +35,7 @@ DEFAULT_HORIZON = 10_000
 """Steps that a tabulated schedule is computed ahead, unless told: 80 kB per param group."""
 
 
-class DeviceScheduler(LookAhead, Lowering, TorchScheduler):
+class DeviceScheduler(LookAhead, Lowering, stock.LRScheduler):
     """Base of the schedulers: torch's recurrence on the host, its row on the device.
 
     Beside torch's arguments:
@@ -77,7 +77,7 @@ class DeviceScheduler(LookAhead, Lowering, TorchScheduler):
         ledger = ledger_of(optimizer)
         if ledger is not None and not capturing():
             ledger.mirror.refresh()
-        if hyper != "lr" and isinstance(optimizer, torch.optim.Optimizer):
+        if hyper != "lr" and isinstance(optimizer, stock.Optimizer):
             check_hyper(
                 optimizer, hyper, None if ledger is None else ledger.mirror.schedules.columns
             )

@@ -6,8 +6,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
+from fused_sched import stock
 from fused_sched.optim.schedules import NO_FORM
 from fused_sched.tables import layout
 from fused_sched.tables.program import Row, Segments, table_of
@@ -53,7 +52,7 @@ class _Composite(DeviceScheduler):
         return lowered
 
 
-class SequentialLR(_Composite, torch.optim.lr_scheduler.SequentialLR):
+class SequentialLR(_Composite, stock.SequentialLR):
     """One scheduler after another, changing at the milestones, on the device.
 
     Same values as torch.optim.lr_scheduler.SequentialLR (torch 2.13). Composites inside it are
@@ -65,7 +64,7 @@ class SequentialLR(_Composite, torch.optim.lr_scheduler.SequentialLR):
 
     def __init__(
         self,
-        optimizer: torch.optim.Optimizer,
+        optimizer: stock.Optimizer,
         schedulers: list[Any],
         milestones: list[int],
         last_epoch: int = -1,
@@ -136,7 +135,7 @@ class SequentialLR(_Composite, torch.optim.lr_scheduler.SequentialLR):
         self.__dict__["_last_lr"] = self._schedulers[active].__dict__["_last_lr"]
 
 
-class ChainedScheduler(_Composite, torch.optim.lr_scheduler.ChainedScheduler):
+class ChainedScheduler(_Composite, stock.ChainedScheduler):
     """Several schedulers, stepped one after another at each step, on the device.
 
     Same values as torch.optim.lr_scheduler.ChainedScheduler (torch 2.13). Its optimizer is the
@@ -146,12 +145,12 @@ class ChainedScheduler(_Composite, torch.optim.lr_scheduler.ChainedScheduler):
     def __init__(
         self,
         schedulers: Sequence[Any],
-        optimizer: torch.optim.Optimizer | None = None,
+        optimizer: stock.Optimizer | None = None,
         *,
         horizon: int | None = None,
     ) -> None:
         self._set_horizon(horizon)
-        torch.optim.lr_scheduler.ChainedScheduler.__init__(self, schedulers, optimizer)
+        stock.ChainedScheduler.__init__(self, schedulers, optimizer)
         self._enroll()
 
     def _lower(self, child: bool, waiting: bool = False) -> Segments | None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import torch
-
+from fused_sched import stock
 from fused_sched.tables.program import Row
 
 from .base import DeviceScheduler
 from .multi_step import jumps
 
 
-class ConstantLR(DeviceScheduler, torch.optim.lr_scheduler.ConstantLR):
+class ConstantLR(DeviceScheduler, stock.ConstantLR):
     """lr is multiplied by ``factor`` until ``total_iters``, on the device.
 
     Same values as torch.optim.lr_scheduler.ConstantLR (torch 2.13). ``factor=0`` is tabulated:

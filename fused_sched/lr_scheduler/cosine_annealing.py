@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import torch
-
+from fused_sched import stock
 from fused_sched.tables import layout
 from fused_sched.tables.program import Row
 
@@ -11,7 +10,7 @@ from .base import DeviceScheduler
 from .lowering import base_lrs
 
 
-class CosineAnnealingLR(DeviceScheduler, torch.optim.lr_scheduler.CosineAnnealingLR):
+class CosineAnnealingLR(DeviceScheduler, stock.CosineAnnealingLR):
     r"""lr follows half a cosine from its base to ``eta_min`` in ``T_max`` steps, on the device.
 
     .. math::

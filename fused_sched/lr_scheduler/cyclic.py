@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
+from fused_sched import stock
 from fused_sched.tables import layout
 from fused_sched.tables.program import Row
 
@@ -44,7 +43,7 @@ class Cycle(DeviceScheduler):
         return None if row is None else ("beta1" if self.use_beta1 else "momentum", row)
 
 
-class CyclicLR(Cycle, torch.optim.lr_scheduler.CyclicLR):
+class CyclicLR(Cycle, stock.CyclicLR):
     r"""lr runs between ``base_lr`` and ``max_lr``, momentum or beta1 the other way, on the device.
 
     .. math::

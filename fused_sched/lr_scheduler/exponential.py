@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import torch
-
+from fused_sched import stock
 from fused_sched.tables import layout
 from fused_sched.tables.program import Row
 
 from .base import DeviceScheduler
 
 
-class ExponentialLR(DeviceScheduler, torch.optim.lr_scheduler.ExponentialLR):
+class ExponentialLR(DeviceScheduler, stock.ExponentialLR):
     r"""lr decays by ``gamma`` at each step, on the device.
 
     .. math:: \gamma_{e} = \gamma_{e-1} \cdot \text{gamma}

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fused_sched import stock
 from fused_sched.optim.schedules import NO_FORM
 from fused_sched.tables import layout
 from fused_sched.tables.program import Row, Segments, table_of
@@ -68,7 +69,7 @@ class _Lambdas(DeviceScheduler):
         return torch.tensor(factors, dtype=torch.float64)
 
 
-class LambdaLR(_Lambdas, torch.optim.lr_scheduler.LambdaLR):
+class LambdaLR(_Lambdas, stock.LambdaLR):
     r"""lr is its base times a function of the epoch: :math:`\gamma_e = \gamma_0 \lambda(e)`.
 
     The schedules of ``transformers.get_scheduler`` are known: they need no horizon.
@@ -103,7 +104,7 @@ class LambdaLR(_Lambdas, torch.optim.lr_scheduler.LambdaLR):
         return {self.hyper: [self._placed(row, child)]}
 
 
-class MultiplicativeLR(_Lambdas, torch.optim.lr_scheduler.MultiplicativeLR):
+class MultiplicativeLR(_Lambdas, stock.MultiplicativeLR):
     r"""lr is multiplied by a function of the epoch: :math:`\gamma_e = \gamma_{e-1} \lambda(e)`.
 
     Args:

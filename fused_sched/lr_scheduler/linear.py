@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import torch
-
+from fused_sched import stock
 from fused_sched.tables import layout
 from fused_sched.tables.program import Row
 
 from .base import DeviceScheduler
 
 
-class LinearLR(DeviceScheduler, torch.optim.lr_scheduler.LinearLR):
+class LinearLR(DeviceScheduler, stock.LinearLR):
     r"""lr moves linearly from ``start_factor`` to ``end_factor``, on the device.
 
     .. math::

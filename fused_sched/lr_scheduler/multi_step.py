@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import torch
-
+from fused_sched import stock
 from fused_sched.tables import layout
 from fused_sched.tables.program import Row, table_of
 
 from .base import DeviceScheduler
 
 
-class MultiStepLR(DeviceScheduler, torch.optim.lr_scheduler.MultiStepLR):
+class MultiStepLR(DeviceScheduler, stock.MultiStepLR):
     """lr decays by ``gamma`` at each milestone, on the device.
 
     Same values as torch.optim.lr_scheduler.MultiStepLR (torch 2.13): milestones in any order, a

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import torch
-
+from fused_sched import stock
 from fused_sched.tables import layout
 from fused_sched.tables.program import Row
 
@@ -15,7 +14,7 @@ _ENDS = (layout.P1, layout.P3, layout.P5)
 _END_STEPS = (layout.P6, layout.P7, layout.P8)
 
 
-class OneCycleLR(Cycle, torch.optim.lr_scheduler.OneCycleLR):
+class OneCycleLR(Cycle, stock.OneCycleLR):
     r"""lr rises to ``max_lr`` and falls to almost 0, momentum or beta1 the other way.
 
     Each phase from ``start`` to ``end`` anneals with

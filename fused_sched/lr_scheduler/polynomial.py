@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import torch
-
+from fused_sched import stock
 from fused_sched.tables import layout
 from fused_sched.tables.program import Row
 
 from .base import DeviceScheduler
 
 
-class PolynomialLR(DeviceScheduler, torch.optim.lr_scheduler.PolynomialLR):
+class PolynomialLR(DeviceScheduler, stock.PolynomialLR):
     r"""lr decays to 0 like a polynomial in ``total_iters`` steps, on the device.
 
     .. math::

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from fused_sched import stock
 from fused_sched.tables import layout
 from fused_sched.tables.program import Row
 
@@ -21,7 +21,7 @@ _MODES = {
 }
 
 
-class ReduceLROnPlateau(DeviceScheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+class ReduceLROnPlateau(DeviceScheduler, stock.ReduceLROnPlateau):
     """lr is reduced by ``factor`` when a metric has stopped improving.
 
     ``step(metric)`` takes a Python float, or a one-element tensor on the params' device: that one

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import torch
-
+from fused_sched import stock
 from fused_sched.tables import layout
 from fused_sched.tables.program import Row
 
 from .base import DeviceScheduler
 
 
-class StepLR(DeviceScheduler, torch.optim.lr_scheduler.StepLR):
+class StepLR(DeviceScheduler, stock.StepLR):
     r"""lr decays by ``gamma`` every ``step_size`` steps, on the device.
 
     Same values as torch.optim.lr_scheduler.StepLR (torch 2.13). A ``step_size`` that is not a

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import torch
-
+from fused_sched import stock
 from fused_sched.tables import layout
 from fused_sched.tables.program import Row
 
@@ -12,7 +11,7 @@ from .base import DeviceScheduler
 _ANNEALS = {"cos": layout.ANNEAL_COS, "linear": layout.ANNEAL_LINEAR}
 
 
-class SWALR(DeviceScheduler, torch.optim.swa_utils.SWALR):
+class SWALR(DeviceScheduler, stock.SWALR):
     r"""lr anneals to ``swa_lr`` in ``anneal_epochs`` steps and stays there, on the device.
 
     .. math::

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fused_sched import stock
 from fused_sched.engines import engine_for, native_engine
 from fused_sched.optim.plan import capturing
 from fused_sched.optim.schedules import NO_FORM, is_tabulated
@@ -93,7 +94,7 @@ def _check(scheduler: Any, n: int, metrics: Sequence[float] | None) -> None:
     name = type(scheduler).__name__
     if not isinstance(n, int) or isinstance(n, bool) or n < 1:
         raise ValueError(f"Expected positive integer n, but got {n}")
-    if not isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+    if not isinstance(scheduler, stock.ReduceLROnPlateau):
         if metrics is not None:
             raise ValueError(f"{name} follows no metric; leave metrics out")
     elif metrics is None:

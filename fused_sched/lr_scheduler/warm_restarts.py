@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
+from fused_sched import stock
 from fused_sched.tables import layout
 from fused_sched.tables.program import Row
 
@@ -14,9 +13,7 @@ from .live import Live
 from .lowering import base_lrs
 
 
-class CosineAnnealingWarmRestarts(
-    DeviceScheduler, torch.optim.lr_scheduler.CosineAnnealingWarmRestarts
-):
+class CosineAnnealingWarmRestarts(DeviceScheduler, stock.CosineAnnealingWarmRestarts):
     r"""lr follows half a cosine, restarts, and the next cosine is ``T_mult`` times as long.
 
     .. math::

@@ -6,8 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
+from fused_sched import stock
 from fused_sched.tables.layout import ADAM_COLUMNS
 
 from .base import FusedOptimizer
@@ -59,7 +58,7 @@ class _AdamColumns(FusedOptimizer):
         return cls._STATES if group["amsgrad"] else cls._STATES[:2]
 
 
-class Adam(_AdamColumns, torch.optim.Adam):
+class Adam(_AdamColumns, stock.Adam):
     r"""torch.optim.Adam in one launch per step.
 
     .. math::
@@ -87,7 +86,7 @@ class Adam(_AdamColumns, torch.optim.Adam):
     """
 
 
-class AdamW(_AdamColumns, torch.optim.AdamW):
+class AdamW(_AdamColumns, stock.AdamW):
     r"""torch.optim.AdamW in one launch per step: Adam with decoupled weight decay.
 
     .. math::

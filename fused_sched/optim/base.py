@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch._dynamo.decorators import skip
 
+from fused_sched import stock
+
 from .ledger import Ledger
 from .loading import Loading
 from .plan import capturing
@@ -19,7 +21,7 @@ from .signatures import constructor
 Closure = Callable[[], Any]
 
 
-class FusedOptimizer(torch.optim.Optimizer):
+class FusedOptimizer(stock.Optimizer):
     """Base of the optimizers: one launch per step and device, hyperparameters on the device.
 
     A subclass names its update rule and its columns of the hyper record; the arithmetic lies in
@@ -144,7 +146,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             self._ledger.stepper.step()
         return loss
 
-    _hooked_update = torch.optim.Optimizer.profile_hook_step(_update)
+    _hooked_update = stock.Optimizer.profile_hook_step(_update)
 
     @torch.compiler.disable
     def _whole_step(self, *args: Any, **kwargs: Any) -> Any:

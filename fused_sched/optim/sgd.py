@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
+from fused_sched import stock
 from fused_sched.tables.layout import SGD_COLUMNS
 
 from .base import FusedOptimizer
 from .numbers import number
 
 
-class SGD(FusedOptimizer, torch.optim.SGD):
+class SGD(FusedOptimizer, stock.SGD):
     r"""torch.optim.SGD in one launch per step.
 
     .. math::
