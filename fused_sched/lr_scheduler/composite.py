@@ -19,6 +19,16 @@ class _Composite(DeviceScheduler):
 
     _schedulers: Any
 
+    def _refuse_plateau(self, schedulers: Sequence[Any]) -> None:
+        """Torch's own check, which looks the class up by a name that may mean ours by now."""
+        for index, scheduler in enumerate(schedulers):
+            if isinstance(scheduler, stock.ReduceLROnPlateau):
+                raise ValueError(
+                    f"{type(self).__name__} does not support `ReduceLROnPlateau` scheduler as it "
+                    "requires additional kwargs to be specified when calling `step`, but got one "
+                    f"at index {index} in the given schedulers sequence."
+                )
+
     def _children(self) -> Sequence[Any]:
         return self.__dict__.get("_schedulers", ())
 
@@ -77,6 +87,7 @@ class SequentialLR(_Composite, stock.SequentialLR):
                 f"SequentialLR expects its schedulers to move one hyperparameter, but got "
                 f"{sorted(hypers)}; use one SequentialLR for each"
             )
+        self._refuse_plateau(schedulers)
         super().__init__(
             optimizer, schedulers, milestones, last_epoch, horizon=horizon, hyper=hypers.pop()
         )
@@ -150,6 +161,7 @@ class ChainedScheduler(_Composite, stock.ChainedScheduler):
         horizon: int | None = None,
     ) -> None:
         self._set_horizon(horizon)
+        self._refuse_plateau(schedulers)
         stock.ChainedScheduler.__init__(self, schedulers, optimizer)
         self._enroll()
 

@@ -86,7 +86,7 @@ class Adam(_AdamColumns, stock.Adam):
     """
 
 
-class AdamW(_AdamColumns, stock.AdamW):
+class AdamW(Adam, stock.AdamW):
     r"""torch.optim.AdamW in one launch per step: Adam with decoupled weight decay.
 
     .. math::

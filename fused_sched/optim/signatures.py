@@ -1,4 +1,4 @@
-"""What help() and editors show as the arguments of a class."""
+"""What help(), editors and scripts see as the arguments of a class."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import inspect
 
 
 def constructor(cls: type, *more: inspect.Parameter) -> inspect.Signature:
-    """A class's own constructor; else that of the torch class it derives from, with ``more``."""
-    if "__init__" in cls.__dict__:
-        _, *parameters = inspect.signature(cls.__dict__["__init__"]).parameters.values()
-        return inspect.Signature(parameters)
-    stock = next(c for c in cls.__mro__ if c.__module__.startswith("torch.optim"))
-    shown = inspect.signature(stock)
-    return shown.replace(parameters=[*shown.parameters.values(), *more])
+    """The arguments of the first class in line that names them; after torch's come ``more``."""
+    for owner in cls.__mro__:
+        if "__init__" in vars(owner):
+            shown = inspect.signature(vars(owner)["__init__"])
+            _, *parameters = shown.parameters.values()
+            if all(one.kind is not one.VAR_POSITIONAL for one in parameters):
+                after = more if owner.__module__.startswith("torch.optim") else ()
+                return shown.replace(parameters=[*parameters, *after])
+    return inspect.Signature()
