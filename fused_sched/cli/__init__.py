@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from fused_sched import __version__
 
-from . import bench, doctor, plot
+from . import bench, doctor, plot, run
 
 _COMMANDS = (
     (
@@ -28,6 +28,12 @@ _COMMANDS = (
         bench.add_arguments,
         "time a step of this package beside stock torch's, on this machine",
         "The ways take turns; takes about ten seconds.",
+    ),
+    (
+        "run",
+        run.add_arguments,
+        "run a training script as it stands, with torch's names meaning this package's classes",
+        "Options of this command stand before the script. Exit status: the script's.",
     ),
 )
 
