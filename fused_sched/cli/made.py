@@ -48,6 +48,9 @@ class Made:
     def _fuse_all(self, optimizer: Any) -> None:
         """By now a composite has been made of the schedulers that are inside one."""
         schedules = optimizer._ledger.mirror.schedules
+        for fused in list(schedules.fused):
+            if schedules.is_inside(fused.scheduler):  # a composite took it since
+                fused_sched.unfuse(optimizer, fused.scheduler)
         for scheduler in list(schedules.roots()):
             if schedules.find(scheduler) is None:
                 try:

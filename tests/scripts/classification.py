@@ -64,7 +64,7 @@ def main(args):
         lr_scheduler.load_state_dict(checkpoint["lr_scheduler"])
         model_ema.load_state_dict(checkpoint["model_ema"])
         start_epoch = checkpoint["epoch"] + 1
-    for epoch in range(start_epoch, args.epochs):
+    for epoch in range(start_epoch, args.stop_after or args.epochs):
         train_one_epoch(model, criterion, optimizer, loader, args, model_ema, scaler)
         lr_scheduler.step()
         print(f"Epoch: [{epoch}] lr: {lr_scheduler.get_last_lr()[0]:.6f}")
@@ -88,6 +88,7 @@ def get_args_parser():
     parser.add_argument("--lr-min", default=0.0, type=float)
     parser.add_argument("--clip-grad-norm", default=None, type=float)
     parser.add_argument("--amp", action="store_true")
+    parser.add_argument("--stop-after", default=0, type=int)
     parser.add_argument("--resume", default="")
     parser.add_argument("--output", default="")
     return parser
