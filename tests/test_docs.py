@@ -76,7 +76,7 @@ WITH_CODE = [page for page in PAGES if page not in NOT_RUN and fences(page, "pyt
 
 
 def test_the_pages_with_code_are_run():
-    assert WITH_CODE == ["index.md", "look_ahead.md"]
+    assert WITH_CODE == ["index.md", "look_ahead.md", "run.md"]
 
 
 @pytest.mark.parametrize("page", WITH_CODE)
