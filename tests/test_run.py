@@ -292,10 +292,6 @@ def test_fuse_leaves_a_plateau_and_says_what_it_could_not_fuse(script, here):
     text = (
         TRAIN
         + """
-    class Halving(torch.optim.lr_scheduler.LRScheduler):
-        def get_lr(self):
-            return [group["lr"] / 2 for group in self.optimizer.param_groups]
-
     class Mine(torch.optim.lr_scheduler.StepLR):
         def step(self, epoch=None):
             super().step()
@@ -307,12 +303,14 @@ def test_fuse_leaves_a_plateau_and_says_what_it_could_not_fuse(script, here):
         return made
 
     train(3, lambda opt: Mine(opt, 2))
+    torch.optim.lr_scheduler.StepLR(torch.optim.RMSprop([torch.ones(1)]), 3)
     print(f"{train(4, plateau)[2].get_last_lr()[0]}")
     """
     )
     done = here(False, "--fuse", "--explain", script(text))
     assert done.status == 0, done.stderr
     assert "Mine was not fused: Mine overrides step()" in done.stderr
+    assert "StepLR was not fused: it is built on a RMSprop" in done.stderr
     assert "schedules by themselves: ReduceLROnPlateau" in done.stderr
 
 

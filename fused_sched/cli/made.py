@@ -41,9 +41,16 @@ class Made:
         self.counts[type(scheduler).__name__] += 1
         if self.keep:
             self._schedulers.append(scheduler)
-        ledger = ledger_of(scheduler.__dict__.get("optimizer"))
-        if self.fuse and ledger is not None:
+        if not self.fuse:
+            return
+        optimizer = scheduler.__dict__.get("optimizer")
+        ledger = ledger_of(optimizer)
+        if ledger is not None:
             before_next_step(ledger.mirror.optimizer, self._fuse_all)
+        else:
+            self.refused[type(scheduler).__name__] = (
+                f"it is built on a {type(optimizer).__name__}, not on an optimizer of fused_sched"
+            )
 
     def _fuse_all(self, optimizer: Any) -> None:
         """By now a composite has been made of the schedulers that are inside one."""
