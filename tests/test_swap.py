@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -208,3 +209,20 @@ def test_a_plateau_made_before_is_refused_inside_a_composite_as_by_torch():
             lr_scheduler.ChainedScheduler([plateau])
         with pytest.raises(ValueError, match="does not support `ReduceLROnPlateau`"):
             lr_scheduler.SequentialLR(opt, [plateau], milestones=[])
+
+
+@pytest.mark.parametrize("row", **named(SCHEDULER_CASES))
+def test_a_scheduler_on_tensor_lrs_has_torchs_attributes_only(row):
+    """Torch's tests go through ``__dict__`` to compare a scheduler with its copy."""
+    attributes = []
+    for swap in (nullcontext, fused_sched.swap):
+        with swap(), fused_sched.use_engine("native"):
+            side = Side(torch.optim, lr_scheduler, "SGD", [])
+            for group in side.opt.param_groups:
+                group["lr"] = torch.tensor(group["lr"])
+            scheduler = row.build(lr_scheduler, side.opt)
+            for step in range(1, row.horizon(3) + 1):
+                side.step()
+                row.advance(scheduler, step)
+            attributes.append({*vars(scheduler)} - {"_lean"})
+    assert attributes[1] == attributes[0]

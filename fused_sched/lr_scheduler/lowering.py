@@ -13,6 +13,7 @@ from operator import is_
 from typing import Any
 
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from fused_sched.optim.schedules import NO_FORM
 from fused_sched.tables import layout
@@ -21,7 +22,7 @@ from fused_sched.tables.program import Row, Segments
 from .hyper import in_place_of_lr
 from .table import WRITTEN, detached, inside, tabulate
 
-CACHES = ("_table", "_ahead", "_bases")
+CACHES = ("_table", "_ahead")
 
 _RECORDS = ("state_dict", "load_state_dict", "get_last_lr", "print_lr")
 """Methods that a subclass may override without computing other values."""
@@ -184,13 +185,17 @@ def _host_float(value: Any) -> float:
     return 0.0 if isinstance(value, Tensor) and value.device.type != "cpu" else float(value)
 
 
+_BASES: WeakIdKeyDictionary = WeakIdKeyDictionary()
+"""Scheduler -> (its base_lrs, as floats); beside it, so that it has torch's attributes only."""
+
+
 def base_lrs(scheduler: Any) -> list[float]:
     """torch's ``base_lrs``, as floats; tensors on a device are read once."""
     bases = scheduler.base_lrs
     if not any(isinstance(base, Tensor) for base in bases):
         return floats(bases)
-    known, values = scheduler.__dict__.get("_bases", ((), []))
+    known, values = _BASES.get(scheduler, ((), []))
     if len(known) != len(bases) or not all(map(is_, known, bases)):
         known, values = list(bases), floats(bases)
-        scheduler.__dict__["_bases"] = (known, values)
+        _BASES[scheduler] = (known, values)
     return values
