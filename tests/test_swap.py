@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import inspect
 import pickle
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,6 +25,7 @@ from tests.training import check, named, set_grads, three
 from tests.twins import Side, assert_same, without_params
 
 STEPS = 30
+PACKAGE = Path(fused_sched.__file__).parent
 
 
 @pytest.fixture
@@ -81,6 +84,21 @@ def test_an_error_inside_restores():
     with pytest.raises(KeyError), fused_sched.swap():
         raise KeyError
     assert torch.optim.SGD is stock.SGD
+
+
+def test_only_one_file_looks_torchs_classes_up():
+    found = {
+        str(path.relative_to(PACKAGE))
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if (isinstance(node, ast.Attribute) and ast.unparse(node).startswith("torch.optim"))
+        or (
+            isinstance(node, ast.ImportFrom)
+            and str(node.module).startswith("torch.optim")
+            and any(not alias.name.startswith("_") for alias in node.names)
+        )
+    }
+    assert found == {"stock.py"}
 
 
 # -- every optimizer and scheduler, all names swapped --------------------------------------------
