@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -418,3 +419,113 @@ def test_record_shows_what_the_next_launch_uses():
         side.step()
     assert twins.ours.opt._ledger.mirror.cadence.ahead
     assert_same(float(record(twins.ours.opt)[0, 0]), float(record(twins.stock.opt)[0, 0]))
+
+
+# -- tables for graphs ---------------------------------------------------------------------------
+
+
+def tabulated(build: Any, fused: bool = True) -> Any:
+    """Our side, with the tables that CUDA params need."""
+    side = our_side(build)
+    side.opt._ledger.mirror.schedules.tables = True
+    if fused:
+        fused_sched.fuse(side.opt, side.scheduler)
+    return side
+
+
+class Counted:
+    """A callable that is slow, and ends."""
+
+    def __init__(self, seconds: float = 0.0, last: int | None = None) -> None:
+        self.seconds, self.last, self.asked = seconds, last, [0]
+
+    def __deepcopy__(self, memo: Any) -> Counted:
+        twin = Counted(self.seconds, self.last)
+        twin.asked = self.asked
+        return twin
+
+    def __call__(self, epoch: int) -> float:
+        self.asked[0] += 1
+        time.sleep(self.seconds)
+        assert self.last is None or epoch <= self.last, f"no epoch {epoch}"
+        return 1.0 / (1 + epoch)
+
+
+def test_without_cuda_nothing_is_asked_ahead(engine):
+    function = Counted()
+    side = our_side(make("LambdaLR", lr_lambda=function))
+    asked = function.asked[0]
+    fused_sched.fuse(side.opt, side.scheduler)
+    assert function.asked[0] == asked
+    side.step()
+    side.scheduler.step()
+    assert function.asked[0] == asked + len(side.params)
+
+
+def test_function_that_ends_raises_when_that_step_is_due(launch_engine):
+    sides = []
+    for build in (tabulated, stock_side):
+        sides.append(build(make("LambdaLR", lr_lambda=Counted(last=4))))
+    for side in sides:
+        for _ in range(4):
+            side.step()
+            side.scheduler.step()
+        side.step()
+        with pytest.raises(AssertionError, match="no epoch 5"):
+            side.scheduler.step()
+    torch.testing.assert_close(sides[0].params, sides[1].params)
+
+
+def test_slow_function_is_asked_for_a_part_and_completed_by_prepare(launch_engine, whole_steps):
+    function = Counted(seconds=0.005)
+    start = time.monotonic()
+    side = tabulated(make("LambdaLR", lr_lambda=function))
+    assert time.monotonic() - start < 1.0  # 200 epochs of 3 groups would take 3 seconds
+    with pytest.raises(RuntimeError, match="not all of its 200 steps .* call optimizer.prepare"):
+        captured(side)
+    function.seconds = 0.0
+    side.scheduler._table._calls = side.scheduler.lr_lambdas  # quick from here on
+    side.opt.prepare()
+    captured(side).replay(3)
+    assert side.scheduler.get_last_lr()[0] == pytest.approx(0.1 / 4)
+
+
+def test_eager_steps_make_a_table_longer(launch_engine):
+    side = tabulated(make("LambdaLR", lr_lambda=Counted(seconds=0.002)))
+    lengths = []
+    for _ in range(3):
+        lengths.append(side.scheduler._table.first + side.scheduler._table.length)
+        side.step()
+        side.scheduler.step()
+    assert lengths == sorted(set(lengths))
+
+
+@pytest.mark.parametrize("build", [LAMBDA, EXPONENTIAL], ids=["lambda", "exponential"])
+def test_graph_shows_the_tables_values(launch_engine, whole_steps, build):
+    side = tabulated(build)
+    recording = captured(side)
+    recording.replay(3)
+    expected = stock_side(build)
+    for _ in range(3):
+        expected.step()
+        expected.scheduler.step()
+    assert_same(side.scheduler.get_last_lr(), expected.scheduler.get_last_lr())
+
+
+def test_function_that_contradicts_the_table_of_a_graph_raises_once(launch_engine, whole_steps):
+    scale = Scale()
+    side = tabulated(make("LambdaLR", lr_lambda=scale))
+    recording = captured(side)
+    recording.replay(2)
+    assert side.opt.param_groups[0]["lr"] == 0.1
+    scale.value = 0.01
+    recording.replay()
+    with pytest.raises(RuntimeError, match=r"LambdaLR's function now gives \[0.001, .*step 3, but"):
+        _ = side.opt.param_groups[0]["lr"]
+    assert side.opt.param_groups[0]["lr"] == 0.1  # what the graph uses
+    recording.replay()
+    assert side.opt.param_groups[0]["lr"] == 0.1
+    side.opt.release_capture()
+    side.step()
+    side.scheduler.step()
+    assert side.opt.param_groups[0]["lr"] == pytest.approx(0.001)

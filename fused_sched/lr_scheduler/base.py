@@ -28,7 +28,7 @@ from .lowering import CACHES, Lowering
 from .table import WRITTEN, hypers_of, inside
 from .values import LookAhead
 
-_PRIVATE = ("_horizon", "_hyper", "_table", "_ahead", LEAN)
+_PRIVATE = ("_horizon", "_hyper", "_table", "_ahead", "_contradiction", LEAN)
 """What a scheduler keeps beside torch's attributes."""
 
 DEFAULT_HORIZON = 10_000

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from fused_sched import stock
-from fused_sched.optim.schedules import NO_FORM
 from fused_sched.tables import layout
 from fused_sched.tables.program import Row, Segments, table_of
 
 from .base import DeviceScheduler
+from .call_table import NEXT_SECONDS, CallTable
 from .known_lambdas import Piece, pieces_of
 from .lowering import base_lrs
 from .table import copied
@@ -36,37 +35,44 @@ class _Lambdas(DeviceScheduler):
         if self._changed() or len(self.lr_lambdas) != len(self.optimizer.param_groups):
             return None
         epoch = self.__dict__["last_epoch"]
-        first, table = self._table_from(0 if waiting else epoch + 1)
-        length = len(table) // len(self.lr_lambdas)
-        words = {layout.AUX_EPOCH: first, layout.AUX_LENGTH: length}
-        ends = first + length - 1 - epoch
-        row = Row(self._OPCODE, words=words, aux=table, ends=ends)
+        table = self._table_from(0 if waiting else epoch + 1)
+        words = {layout.AUX_EPOCH: table.first, layout.AUX_LENGTH: table.length}
+        ends = table.first + table.length - 1 - epoch
+        row = Row(self._OPCODE, words=words, aux=table.numbers, ends=ends)
         return {self.hyper: [self._placed(row, child)]}
 
-    def _table_from(self, first: int) -> tuple[int, Tensor]:
-        """(first epoch, the table): the last one while it holds the next epoch."""
+    def _table_from(self, first: int) -> CallTable:
+        """The last table while it holds the next epoch, some rows longer."""
         scales = self._scales()
         calls = [(id(call), repr(getattr(call, "__dict__", None))) for call in self.lr_lambdas]
         key = (calls, scales)
-        known, start, table = self.__dict__.get("_table", (None, 0, ()))
-        if known != key or not start <= first < start + len(table) // len(scales):
-            factors = self._factors(first) * torch.tensor(scales, dtype=torch.float64)
-            start, table = first, factors.view(-1)
-            self.__dict__["_table"] = (key, start, table)
-        return start, table
+        table = self.__dict__.get("_table")
+        if table is None or not table.holds(key, first):
+            table = CallTable(key, self.lr_lambdas, scales, first, self.horizon)
+            self.__dict__["_table"] = table
+        elif not table.complete:
+            table.grow(NEXT_SECONDS)
+        return table
 
-    def _factors(self, first: int) -> Tensor:
-        """[steps, groups] float64, from epoch ``first`` on; shorter where a callable raises."""
-        calls = [copied(call) for call in self.lr_lambdas]
-        factors: list[list[float]] = []
-        for epoch in range(first, first + self.horizon):
-            try:
-                factors.append([float(call(epoch)) for call in calls])
-            except NO_FORM:
-                if not factors:
-                    raise
-                break
-        return torch.tensor(factors, dtype=torch.float64)
+    def _complete_table(self) -> bool:
+        table = self.__dict__.get("_table")
+        grown = table is not None and not table.complete and table.grow(None)
+        return super()._complete_table() or grown
+
+    def _lacks_rows(self) -> bool:
+        table = self.__dict__.get("_table")
+        return super()._lacks_rows() or (table is not None and not table.complete)
+
+    def _lift(self, epoch: int, count: int, lanes: list[list[float]]) -> None:
+        super()._lift(epoch, count, lanes)
+        table = self.__dict__.get("_table")
+        if table is None or not table.holds(table.key, epoch):
+            return
+        scales = torch.tensor(self._scales(), dtype=torch.float64, device="cpu")
+        factors = [float(copied(call)(epoch)) for call in self.lr_lambdas]
+        now = scales * torch.tensor(factors, dtype=torch.float64, device="cpu")
+        if not torch.equal(now, table.row(epoch)):
+            self._note_contradiction(now.tolist(), table.row(epoch).tolist())
 
 
 class LambdaLR(_Lambdas, stock.LambdaLR):
@@ -75,9 +81,9 @@ class LambdaLR(_Lambdas, stock.LambdaLR):
     The schedules of ``transformers.get_scheduler`` are known: they need no horizon.
 
     Args:
-        horizon: epochs that are computed ahead when the schedule is fused or captured (default
-            10,000). An eager run renews the table by itself; a captured graph holds the last value
-            past it, and the next read from the host raises.
+        horizon: epochs that a table for CUDA graphs holds (default 10,000). Eager training asks
+            the function at each step, as torch does. A captured graph holds the table's last value
+            past its end, and the next read from the host raises.
 
     Same values as torch.optim.lr_scheduler.LambdaLR (torch 2.13).
     """

@@ -7,6 +7,7 @@ torch's ``last_epoch``, ``_step_count`` and ``_last_lr`` it takes back in ``_lif
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from collections.abc import Sequence
 from operator import is_
@@ -20,9 +21,9 @@ from fused_sched.tables import layout
 from fused_sched.tables.program import Row, Segments
 
 from .hyper import in_place_of_lr
-from .table import WRITTEN, detached, inside, tabulate
+from .table import WRITTEN, complete, detached, inside, tabulate
 
-CACHES = ("_table", "_ahead")
+CACHES = ("_table", "_ahead", "_contradiction")
 
 _RECORDS = ("state_dict", "load_state_dict", "get_last_lr", "print_lr")
 """Methods that a subclass may override without computing other values."""
@@ -116,6 +117,19 @@ class Lowering:
         finally:
             self.__dict__["last_epoch"] = epoch
 
+    def _complete_table(self) -> bool:
+        """Compute what a table lacks, however long it takes; whether that was anything."""
+        return complete(self)
+
+    def _lacks_rows(self) -> bool:
+        """Whether its table is not complete yet."""
+        table = self.__dict__.get("_ahead")
+        return table is not None and not table.complete
+
+    def _note_contradiction(self, now: list[float], used: list[float]) -> None:
+        """A user's function gives other values than the table made of it, which a graph uses."""
+        self.__dict__.setdefault("_contradiction", (now, used))
+
     def _forget_tables(self) -> None:
         """What was computed from the attributes may be stale."""
         for cache in CACHES:
@@ -140,7 +154,11 @@ class Lowering:
                     self._host_step()
                 except NO_FORM:
                     break  # past its end; the device has noted that
-        self.__dict__["_last_lr"] = lanes[layout.LAST]
+        now, used = self.__dict__.get("_last_lr", []), lanes[layout.LAST]
+        same = all(math.isclose(a, b, rel_tol=1e-9) for a, b in zip(floats(now), used))
+        if not same and any(map(_calls_users, inside(self))):
+            self._note_contradiction(floats(now), used)
+        self.__dict__["_last_lr"] = used
 
     def _lift_composite(self) -> None:
         """After the children's positions were taken: a composite's own."""

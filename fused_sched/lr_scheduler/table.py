@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+import time
 import types
 import warnings
 from collections.abc import Iterable, Sequence
@@ -24,6 +26,9 @@ COLUMNS = {"momentum": "momentum", "betas": "beta1"}
 WRITTEN = ("torch.optim.", "fused_sched.")
 """Modules of schedulers that are known; other classes are somebody's own."""
 
+FIRST_SECONDS = 0.05
+"""Time to spend on a table before it is known that a graph needs all of it."""
+
 PROBE = 1000
 """Steps after which a schedule that never looked at lr is taken for one that does not."""
 
@@ -38,12 +43,14 @@ class Table:
         values: key of a param group -> float64 [steps + 1, groups], the first row that of
             ``epoch`` itself.
         tables: key -> the rows after the first, as the device gets them.
+        complete: whether it has ``horizon`` steps, or ends where the schedule does.
     """
 
     epoch: int
     recursive: list[str]
     values: dict[str, Tensor]
     tables: dict[str, Tensor]
+    complete: bool
 
     def holds(self, epoch: int, now: dict[str, Tensor]) -> bool:
         """Whether its values are those of the steps after ``epoch``, from the values of now."""
@@ -69,7 +76,7 @@ def tabulate(scheduler: Any) -> Segments:
     now = {key: values_now(groups, key) for key in keys}
     table = scheduler.__dict__.get("_ahead")
     if table is None or not table.holds(epoch, now):
-        table = scheduler.__dict__["_ahead"] = _run_ahead(scheduler, epoch, now)
+        table = scheduler.__dict__["_ahead"] = _run_ahead(scheduler, epoch, now, FIRST_SECONDS)
     cycling = any(getattr(one, "cycle_momentum", False) for one in inside(scheduler))
     segments: Segments = {}
     for key, values in table.values.items():
@@ -86,6 +93,17 @@ def tabulate(scheduler: Any) -> Segments:
             placed.epoch = epoch
             segments[COLUMNS.get(key, key)] = [placed]
     return segments
+
+
+def complete(scheduler: Any) -> bool:
+    """Run a table that was cut short to its end; whether there was one."""
+    table = scheduler.__dict__.get("_ahead")
+    if table is None or table.complete:
+        return False
+    groups = scheduler.__dict__["optimizer"].param_groups
+    now = {key: values_now(groups, key) for key in table.values}
+    scheduler.__dict__["_ahead"] = _run_ahead(scheduler, position(scheduler), now, None)
+    return True
 
 
 def refuse_recursive(scheduler: Any) -> None:
@@ -164,18 +182,26 @@ def values_now(groups: Sequence[Any], key: str) -> Tensor:
 
 
 def _run(
-    scheduler: Any, keys: Iterable[str], steps: int, edited: Sequence[str] = ()
+    scheduler: Any,
+    keys: Iterable[str],
+    steps: int,
+    edited: Sequence[str] = (),
+    seconds: float | None = None,
 ) -> dict[str, list[Tensor]]:
     """Every key's values after each of the steps; shorter if the schedule raises.
 
     Args:
         edited: keys that get another value before each step.
+        seconds: after which to stop, None for never.
     """
+    stop = math.inf if seconds is None else time.monotonic() + seconds
     clone, groups = detached(scheduler)
     values: dict[str, list[Tensor]] = {key: [] for key in keys}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         for number in range(steps):
+            if number and time.monotonic() >= stop:
+                break
             for group in groups:
                 group.update({key: 0.5 + 0.25 * group[key] for key in edited})
             try:
@@ -189,23 +215,29 @@ def _run(
     return values
 
 
-def _run_ahead(scheduler: Any, epoch: int, now: dict[str, Tensor]) -> Table:
+def _run_ahead(scheduler: Any, epoch: int, now: dict[str, Tensor], seconds: float | None) -> Table:
+    start = time.monotonic()
     recursive = list(now)
-    if _depends_on_lr(scheduler):
+    if _depends_on_lr(scheduler, seconds):
         refuse_recursive(scheduler)
     else:  # of what is cycled beside it, nobody knows
         recursive = [key for key in recursive if key not in hypers_of(scheduler)]
-    ahead = _run(scheduler, now, scheduler.horizon)
+    ahead = _run(scheduler, now, scheduler.horizon, seconds=seconds)
+    in_time = seconds is None or time.monotonic() < start + seconds
     values = {key: torch.stack([now[key], *steps]) for key, steps in ahead.items()}
     tables = {key: rows[1:].reshape(-1) for key, rows in values.items()}
-    return Table(epoch, recursive, values, tables)
+    return Table(epoch, recursive, values, tables, in_time)
 
 
-def _depends_on_lr(scheduler: Any) -> bool:
+def _depends_on_lr(scheduler: Any, seconds: float | None = None) -> bool:
     """Probe: does an edit of lr before each step change what the step makes of it?"""
     hypers = hypers_of(scheduler)
     steps = min(getattr(scheduler, "horizon", PROBE), PROBE)
-    plain, edited = (_run(scheduler, hypers, steps, edited=by) for by in ((), hypers))
+    start = time.monotonic()
+    plain = _run(scheduler, hypers, steps, seconds=seconds)
+    if seconds is not None and time.monotonic() >= start + seconds:
+        steps = len(plain[hypers[0]])
+    edited = _run(scheduler, hypers, steps, edited=hypers)
     return any(
         len(plain[key]) != len(edited[key]) or not all(map(torch.equal, plain[key], edited[key]))
         for key in hypers

@@ -41,7 +41,7 @@ class Ledger:
             if interval is not None:
                 with mirror.host_only():
                     scheduler._rehearse()  # raises for what ends at once
-            self.stepper.prepare()
+            self.stepper.prepare(tables=False)
         except BaseException:
             mirror.schedules.fused = before
             raise

@@ -190,6 +190,21 @@ class Mirror:
                 "total_steps of OneCycleLR. The value was held. Pass horizon=<total steps> to "
                 "the scheduler, or call scheduler.step() outside the graph."
             )
+        if self.captured:
+            self._raise_contradiction()
+
+    def _raise_contradiction(self) -> None:
+        """Raise once where a graph goes on with values that a user's function no longer gives."""
+        scheduler = self.schedules.contradicted()
+        if scheduler is not None:
+            now, used = scheduler.__dict__["_contradiction"]
+            scheduler.__dict__["_contradiction"] = ()
+            raise RuntimeError(
+                f"{type(scheduler).__name__}'s function now gives {now} for step "
+                f"{scheduler.__dict__['last_epoch']}, but the captured graph uses {used}, computed "
+                "before the capture. Read again for the values that are used; to change them, call "
+                "optimizer.release_capture() and capture again."
+            )
 
     def _take_values(self, values_of: Callable[[int], Sequence[float]]) -> None:
         """Put the scheduled columns into the groups, as Python floats.
@@ -366,6 +381,13 @@ class Mirror:
         for fused in refused if capturing() else ():
             raise RuntimeError(
                 f"{type(fused.scheduler).__name__} is fused and cannot be captured: {fused.refused}"
+            )
+        lacking = self.schedules.lacking() if capturing() else None
+        if lacking is not None:
+            raise RuntimeError(
+                f"{type(lacking).__name__} is computed ahead, and not all of its {lacking.horizon} "
+                "steps (its horizon) are there yet; call optimizer.prepare() before the capture, "
+                "or give the scheduler a smaller horizon"
             )
 
     def take_back(self) -> None:

@@ -87,6 +87,27 @@ class Schedules:
     def roots(self) -> Iterator[Any]:
         return (scheduler for ref in self._roots if (scheduler := ref()) is not None)
 
+    def complete_tables(self) -> bool:
+        """Compute what the tables lack; whether that was anything."""
+        return any([one._complete_table() for one in self._all()])
+
+    def _all(self) -> Iterator[Any]:
+        """Every scheduler of ours, those inside others too."""
+        waiting = list(self.roots())
+        while waiting:
+            one = waiting.pop()
+            waiting.extend(getattr(one, "_schedulers", ()))
+            if hasattr(one, "_complete_table"):
+                yield one
+
+    def lacking(self) -> Any:
+        """A scheduler whose table is not complete, or None."""
+        return next((one for one in self._all() if one._lacks_rows()), None)
+
+    def contradicted(self) -> Any:
+        """A scheduler whose function gave another value than a graph uses, told once; or None."""
+        return next((one for one in self._all() if _is_untold(one)), None)
+
     def is_inside(self, scheduler: Any) -> bool:
         """Whether another scheduler steps this one."""
         return any(_steps(one, scheduler) for one in self.roots())
@@ -273,6 +294,11 @@ def is_tabulated(scheduler: Any) -> bool:
         return scheduler._tabulated()
     except NO_FORM:  # lowering it says why
         return False
+
+
+def _is_untold(one: Any) -> bool:
+    """Whether a contradiction was noted that nobody has been told of."""
+    return one.__dict__.get("_contradiction") not in (None, ())
 
 
 def _cycles(one: Any) -> bool:

@@ -321,8 +321,12 @@ class Stepper:
                 counts.look_who_holds()
         return plans
 
-    def prepare(self) -> None:
-        """Allocate state and tables, load kernels: all that a first captured step needs."""
+    def prepare(self, tables: bool = True) -> None:
+        """Allocate state and tables, load kernels: all that a first captured step needs.
+
+        Args:
+            tables: complete the schedules' tables, which calls users' functions ``horizon`` times.
+        """
         mirror = self.mirror
         if capturing():
             raise RuntimeError("prepare() allocates memory; call it before the capture")
@@ -335,6 +339,8 @@ class Stepper:
         mirror.schedules.tables |= any(device.type == "cuda" for device in engines)
         plans = self._fitted(engines, everyone=True)
         mirror.upload()
+        if tables and mirror.schedules.complete_tables():
+            mirror.upload()
         for plan in plans:
             plan.load()
 
