@@ -41,6 +41,7 @@ bench: .venv/.ready
 	$(PY) -m benchmarks.schedule --quick
 	$(PY) -m benchmarks.host --quick
 	$(PY) -m benchmarks.scaling --quick
+	$(PY) -m benchmarks.cases --quick
 	$(PY) -m benchmarks.report
 
 bench-full: .venv/.ready
@@ -51,6 +52,7 @@ bench-full: .venv/.ready
 	$(PY) -m benchmarks.schedule
 	$(PY) -m benchmarks.host
 	$(PY) -m benchmarks.scaling
+	$(PY) -m benchmarks.cases
 	$(PY) -m benchmarks.report
 
 # The report on the compiled kernels, and its limits; needs Triton, no GPU.

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 
 from benchmarks.result import RESULTS, ROOT, Result, suffixed
-from benchmarks.tables import graph, host, readme, scaling, schedule, step
+from benchmarks.tables import cases, graph, host, readme, scaling, schedule, step
 from benchmarks.tables.plots import finish
 
 README, PAGE = ROOT / "README.md", ROOT / "docs" / "benchmarks.md"
@@ -30,6 +30,7 @@ QUESTIONS: dict[str, ModuleType] = {
     "schedule": schedule,
     "host": host,
     "scaling": scaling,
+    "cases": cases,
 }
 """By the first word of a result's file name, in the page's order.
 

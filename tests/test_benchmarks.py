@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import fused_sched
-from benchmarks import graph, host, scaling, schedule, step
+from benchmarks import cases, graph, host, scaling, schedule, step, uses
 from benchmarks.all_providers import all_providers, left_out
-from benchmarks.measure import Effort, Spread
+from benchmarks.measure import Effort, Runner, Spread
 from benchmarks.models import MODELS, QUICK_MODELS, Group, Model
 from benchmarks.networks import NETWORKS
 from benchmarks.peers import PEERS, Peer
@@ -83,7 +83,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("results")
     common = ["--quick", "--device", "cpu", "--out", str(folder)]
     with pytest.MonkeyPatch.context() as patch:
-        for question in (step, host, scaling, schedule):
+        for question in (cases, step, host, scaling, schedule):
             patch.setattr(question, "QUICK", ONCE)
         patch.setattr(schedule, "GROUPS", (1, 3))
         chosen = ["--providers", "eager fused"]
@@ -91,6 +91,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert host.main([*common, *chosen, "--tensors", "10", "30"]) == 0
         assert scaling.main([*common, *chosen, "--sizes", "1000", "10000", "1000000"]) == 0
         assert schedule.main(common) == 0
+        assert cases.main([*common, "--engines", "eager", "--uses", "loop", "plateau"]) == 0
     write_graph(folder)
     return folder
 
@@ -203,6 +204,40 @@ def test_schedules_are_the_same_in_torch_and_here(name: str) -> None:
     assert values[0] == pytest.approx(values[1], rel=1e-12)
 
 
+@pytest.mark.parametrize(
+    "name, provider",
+    [
+        pytest.param(name, provider, id=f"{name}, {provider.name}")
+        for name, use in uses.USES.items()
+        for provider in (uses.ours("eager", False), uses.ours("eager", True))
+        if use.serves(provider)
+    ],
+)
+def test_uses_are_the_same_in_torch_and_here(name: str, provider: uses.Provider) -> None:
+    use = replace(uses.USES[name], model=Model("two", (Group(((3, 2), (5,))), Group(((4,),)))))
+    trained = []
+    for one in (uses.FUSED, provider):
+        workload = Workload.make(use.model, CPU, Task("AdamW"))
+        torch.manual_seed(1)  # of gradients that the use makes
+        with cases.engine_context(one)():
+            runner = use.begin(one, workload.param_groups())
+            for _ in range(4):
+                runner.step()
+        trained.append(uses.all_params(workload.param_groups()))
+    torch.testing.assert_close(trained[1], trained[0], rtol=1e-5, atol=1e-8)
+
+
+def test_every_first_turn_is_of_a_new_loop() -> None:
+    use, begun = uses.USES["161 first steps"], []
+
+    def begin(provider: uses.Provider, groups: uses.Groups) -> Runner:
+        begun.append(groups)
+        return Runner(lambda: None)
+
+    cases.measure(replace(use, begin=begin), [uses.FUSED], CPU, ONCE)
+    assert len(begun) == ONCE.rounds + 1  # and one to choose how many turns fill a batch
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_train(name: str) -> None:
     network = NETWORKS[name]
@@ -291,6 +326,17 @@ def test_measurement_compares_with_torch(out: Path) -> None:
     assert (default.to_default, fused.to_fused) == (1, 1)
     assert [row.bytes for row in result.rows] == [640 * 28] * 3
     assert all(row.copy_gb_per_s > 0 and row.launches is None for row in result.rows)
+
+
+def test_cases_compare_with_torch_fused_and_name_what_is_slower(out: Path) -> None:
+    (path,) = out.glob("cases-*.json")
+    result = load(path)
+    stock, both = ["torch default", "torch fused"], ["eager explicit", "eager fused"]
+    assert [row.provider for row in result.rows] == [*stock, *both, *stock, both[0]]
+    assert all(row.to_fused == 1 for row in result.rows if row.provider == "torch fused")
+    slow = replace(result.rows[2], to_fused=1.26), replace(result.rows[3], to_fused=1.004)
+    text = question_of(path).summary(replace(result, rows=[*result.rows[:2], *slow]))
+    assert text.endswith("Slower than torch fused: eager explicit, loop (1.26).\n")
 
 
 def test_measurement_writes_every_file(result_path: Path) -> None:
