@@ -11,7 +11,8 @@ namespace dlpack {
 
 constexpr char kCapsule[] = "dlpack_exchange_api";
 constexpr uint32_t kMajor = 1;
-constexpr int32_t kCuda = 2;
+constexpr int32_t kCpu = 1, kCuda = 2;
+constexpr uint8_t kFloat = 2;
 
 struct Device {
   int32_t type, number;
@@ -21,7 +22,7 @@ struct Device {
 };
 
 struct DType {
-  uint8_t code;  // 2 float, 4 bfloat
+  uint8_t code;  // kFloat, or 4: bfloat
   uint8_t bits;
   uint16_t lanes;
   bool operator==(const DType& other) const { return code == other.code && bits == other.bits; }

@@ -21,7 +21,8 @@ bool intern_names() {
          intern(names.param_groups, "param_groups") && intern(names.params, "params") &&
          intern(names.grad_scale, "grad_scale") && intern(names.found_inf, "found_inf") &&
          intern(names.profiling, "_is_profiler_enabled") &&
-         intern(names.last_stream, "_last_stream") && intern(names.cuda_stream, "cuda_stream");
+         intern(names.last_stream, "_last_stream") && intern(names.cuda_stream, "cuda_stream") &&
+         intern(names.state, "state") && intern(names.step, "step");
 }
 
 int add_type(PyObject* module, PyType_Spec* spec, const char* name) {

@@ -14,6 +14,7 @@
 #include "layout.h"
 #include "lean_members.h"
 #include "lean_object.h"
+#include "lean_state.h"
 #ifdef FS_CUDA
 #include "lean_stream.h"
 #endif
@@ -42,15 +43,19 @@ struct Lean {
   Ref group_list, groups, param_lists, pre_hooks, post_hooks, forced, engine, keep;
   int64_t groups_count = 0;
   Members members;
+  ShownState shown;
   std::unique_ptr<int64_t[]> addresses;
   int64_t* grads = nullptr;  // in `addresses`
 #ifdef FS_CUDA
   LastStream stream;
 #endif
 
-  bool nobody_listens(PyObject* attributes) const {
-    return lacks(attributes, names.found_inf) && lacks(attributes, names.grad_scale) &&
-           PyDict_Size(pre_hooks.get()) == 0 && PyDict_Size(post_hooks.get()) == 0 &&
+  bool nobody_scales(PyObject* attributes) const {
+    return lacks(attributes, names.found_inf) && lacks(attributes, names.grad_scale);
+  }
+
+  bool nobody_listens() const {
+    return PyDict_Size(pre_hooks.get()) == 0 && PyDict_Size(post_hooks.get()) == 0 &&
            PyDict_Size(torch.pre_hooks) == 0 && PyDict_Size(torch.post_hooks) == 0 &&
            PyDict_GetItemWithError(torch.profiler, names.profiling) == Py_False;
   }
@@ -73,7 +78,8 @@ struct Lean {
     return m == members.size();
   }
 
-  bool step(PyObject* optimizer) {
+  // `told`: whoever listens to steps has been told of this one.
+  bool step(PyObject* optimizer, bool told) {
     if (steps == limit || PyDict_GetItem(forced.get(), Py_None) != engine.get()) return false;
     if (!cadence.guess(&launch.args.advance)) return false;
     const Ref attributes(PyObject_GetAttr(optimizer, names.dict));
@@ -81,7 +87,9 @@ struct Lean {
       PyErr_Clear();
       return false;
     }
-    if (!nobody_listens(attributes.get()) || !same_groups(attributes.get())) return false;
+    if (!nobody_scales(attributes.get()) || !(told || nobody_listens())) return false;
+    if (!same_groups(attributes.get())) return false;
+    if (shown.watched() && !shown.unchanged()) return false;
 #ifdef FS_CUDA
     if (on_gpu) return update_on_gpu();
 #endif
@@ -130,6 +138,7 @@ struct Lean {
     ++steps;
     members.count_launch();
     cadence.count_launch(launch.args.advance);
+    if (shown.watched()) shown.count_launch(grads);
   }
 };
 
@@ -239,6 +248,7 @@ int traverse_lean(PyObject* self, visitproc visit, void* arg) {
     Py_VISIT(ref->get());
   Py_VISIT(lean->members.params());
   Py_VISIT(lean->members.table());
+  if (const int stop = lean->shown.traverse(visit, arg)) return stop;
 #ifdef FS_CUDA
   Py_VISIT(lean->stream.plan());
 #endif
@@ -252,7 +262,7 @@ int clear_lean(PyObject* self) {
 
 // -- the type ------------------------------------------------------------------------------------
 
-PyObject* step_lean(PyObject* self, PyObject* optimizer) {
+PyObject* step_or_decline(PyObject* self, PyObject* optimizer, bool told) {
   Lean* lean = lean_of(self);
   if (lean->running) {
     PyErr_SetString(PyExc_RuntimeError,
@@ -260,7 +270,23 @@ PyObject* step_lean(PyObject* self, PyObject* optimizer) {
                     "optimizer serves one thread at a time");
     return nullptr;
   }
-  return PyBool_FromLong(lean->step(optimizer));
+  return PyBool_FromLong(lean->step(optimizer, told));
+}
+
+PyObject* step_lean(PyObject* self, PyObject* optimizer) {
+  return step_or_decline(self, optimizer, false);
+}
+
+PyObject* update_lean(PyObject* self, PyObject* optimizer) {
+  return step_or_decline(self, optimizer, true);
+}
+
+PyObject* watch_lean(PyObject* self, PyObject* arguments) {
+  PyObject *keeper, *rows;
+  if (!PyArg_ParseTuple(arguments, "O!O!", &PyDict_Type, &keeper, &PyTuple_Type, &rows) ||
+      !lean_of(self)->shown.note(keeper, rows))
+    return nullptr;
+  Py_RETURN_NONE;
 }
 
 PyObject* take_lean(PyObject* self, PyObject*) {
@@ -284,6 +310,9 @@ PyObject* renew_lean(PyObject* self, PyObject* limit) {
 
 PyMethodDef lean_methods[] = {
     {"step", step_lean, METH_O, "step(optimizer): True if the step was made."},
+    {"update", update_lean, METH_O, "step() where hooks and profiler have been told of the step."},
+    {"watch", watch_lean, METH_VARARGS,
+     "watch(keeper, rows): somebody holds the state, see ShownState::note."},
     {"take", take_lean, METH_NOARGS,
      "(steps made since the last take(), {number of a param: those in which it had no gradient})."},
     {"renew", renew_lean, METH_O, "Another limit."},

@@ -142,7 +142,7 @@ class FusedOptimizer(stock.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         lean = self._lean
-        if lean is None or not lean.step(self):
+        if lean is None or not lean.update(self):  # hooks and profiler have been told
             self._ledger.stepper.step()
         return loss
 

@@ -39,7 +39,8 @@ def take_changes(mirror: Mirror, keeper: StateKeeper, plan: Plan, in_place: bool
 
 def show_state(mirror: Mirror, keeper: StateKeeper) -> Any:
     """``optimizer.state`` as of now."""
-    mirror.drop_lean()
+    if not keeper.shown:
+        mirror.drop_lean()  # the next one watches the state
     keeper.shown = True
     if not mirror.hosting and not capturing():
         mirror.refresh_clock()

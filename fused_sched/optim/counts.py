@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import sys
+from array import array
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-_Noted = tuple[Any, int | None, int | None]
-"""A step count, its value and its version; None where one of the two cannot be had for nothing."""
+@dataclass(slots=True)
+class Noted:
+    """A step count as it was written last.
 
-_NOTHING: _Noted = (None, None, None)
+    Attributes:
+        step: the tensor in the state dict.
+        value: its value, int64; None where reading it would wait. A lean step counts in it.
+        version: autograd's; None for a tensor without one.
+    """
+
+    step: Any
+    value: array[int] | None
+    version: int | None
+
+
+_NOTHING = Noted(None, None, None)
 
 
 class Counts:
@@ -20,35 +34,54 @@ class Counts:
     Attributes:
         held: params whose count somebody beside the state dict has in hand, and may write or read
             at any time.
+        replacements: of step tensors by others, so far.
     """
 
     def __init__(self) -> None:
-        self._seen: dict[Any, _Noted] = {}
+        self.replacements = 0
+        self._seen: dict[Any, Noted] = {}
         self.held: list[Any] = []
 
     def note(self, param: Any, step: Any) -> None:
         """A param's count is this one, and nobody has written it since."""
         on_gpu = isinstance(step, Tensor) and step.device.type != "cpu"  # reading it would wait
-        self._seen[param] = step, None if on_gpu else int(step), _version(step)
+        self._set(param, step, None if on_gpu else int(step))
 
     def fill(self, param: Any, step: Tensor, value: int) -> None:
         """Write a param's count, on the CPU."""
         step.fill_(value)
-        self._seen[param] = step, value, _version(step)
+        self._set(param, step, value)
+
+    def _set(self, param: Any, step: Any, value: int | None) -> None:
+        noted = self.noted(param)
+        if noted.step is not step or noted is _NOTHING:
+            noted = self._seen[param] = Noted(step, array("q", [0]), None)
+            self.replacements += 1
+        if value is None:
+            noted.value = None
+        elif noted.value is not None:
+            noted.value[0] = value
+        noted.version = _version(step)
+
+    def noted(self, param: Any) -> Noted:
+        """What was written last for a param."""
+        return self._seen.get(param, _NOTHING)
 
     def forget(self, param: Any) -> None:
         self._seen.pop(param, None)
 
     def written(self, param: Any, step: Any) -> bool:
         """Whether a param's count is another one now, or somebody has written it."""
-        known, value, version = self._seen.get(param, _NOTHING)
-        if step is not known or (version is not None and step._version != version):
+        noted = self.noted(param)
+        if step is not noted.step:
             return True
-        return value is not None and int(step) != value
+        if noted.version is not None and step._version != noted.version:
+            return True
+        return noted.value is not None and int(step) != noted.value[0]
 
     def held_one_written(self) -> bool:
         """Whether somebody has written a held count."""
-        return any(self.written(p, self._seen.get(p, _NOTHING)[0]) for p in self.held)
+        return any(self.written(p, self.noted(p).step) for p in self.held)
 
     def look_who_holds(self, params: Iterable[Any] | None = None) -> None:
         """Find the held counts, among those of these params (None: of all)."""
@@ -56,7 +89,7 @@ class Counts:
         self.held = [param for param in among if self._references(param) > _UNHELD]
 
     def _references(self, param: Any) -> int:
-        return sys.getrefcount(self._seen[param][0]) if param in self._seen else 0
+        return sys.getrefcount(self._seen[param].step) if param in self._seen else 0
 
 
 def _version(step: Any) -> int | None:
@@ -66,7 +99,7 @@ def _version(step: Any) -> int | None:
 def _unheld() -> int:
     """References to a count that only the state dict and ``Counts`` have."""
     counts, entry = Counts(), {"step": object()}
-    counts._seen[None] = entry["step"], None, None
+    counts._seen[None] = Noted(entry["step"], None, None)
     return counts._references(None)
 
 

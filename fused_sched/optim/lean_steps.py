@@ -19,6 +19,7 @@ from .lean import LEAN
 from .mirror import Mirror
 from .plan import Plan
 from .schedules import is_tabulated
+from .shown import can_watch, watch
 from .state import StateKeeper
 
 
@@ -29,7 +30,8 @@ def keep_step(mirror: Mirror, keeper: StateKeeper, params: Sequence[Tensor]) -> 
         mirror.drop_lean()
         return
     (plan,) = plans
-    made_for = plan.engine, plan.table, id(plan.table.info), len(keeper.waiting)
+    shown = keeper.counts.replacements if keeper.shown else None
+    made_for = plan.engine, plan.table, id(plan.table.info), len(keeper.waiting), shown
     here = mirror.lean.step
     known = made_for == mirror.lean.made_for
     if here is not None and known:
@@ -41,7 +43,10 @@ def keep_step(mirror: Mirror, keeper: StateKeeper, params: Sequence[Tensor]) -> 
     if known:  # for the second time: where every step changes something it would never pay
         found = _found(mirror, keeper, plan, params)
         make = plan.engine.lean_step
-        mirror.lean.keep_step(make(plan.block, plan.table, plan.fused_program(), plan.rule, found))
+        step = make(plan.block, plan.table, plan.fused_program(), plan.rule, found)
+        if keeper.shown:
+            watch(step, keeper, plan.table.members)
+        mirror.lean.keep_step(step)
         keep_calls(mirror, plan)
 
 
@@ -95,6 +100,8 @@ def _is_ordinary(mirror: Mirror, keeper: StateKeeper, plan: Plan) -> bool:
         hasattr(plan.engine, "lean_step")
         and plan.block is not None
         and all(member.plain for member in plan.table.members)
-        and not (mirror.captured or mirror.values_ahead or keeper.shown or keeper.counts.held)
+        and not (mirror.captured or mirror.values_ahead or keeper.counts.held)
+        and not (keeper.shown and mirror.clock_ahead)  # the counts that it shows are behind
+        and (not keeper.shown or can_watch(keeper, plan.table.members))
         and not (mirror.zeroed or mirror.rates() or mirror.counts_intervals())
     )

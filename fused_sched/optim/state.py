@@ -15,7 +15,7 @@ from torch.optim.optimizer import _get_scalar_dtype
 from fused_sched.tables.local import SUPPORTED, is_dense, local, real, same_layout
 from fused_sched.tables.params import Member, Unreadable
 
-from .counts import Counts
+from .counts import Counts, Noted
 from .plan import Plan
 
 Entry = dict[str, Any]
@@ -237,6 +237,13 @@ class StateKeeper:
         entry = self.state.get(member.param)
         if entry and self._rules._HAS_STEP:
             self.counts.note(member.param, entry.get("step", 0))
+
+    def look(self, member: Member) -> tuple[dict[str, Tensor], Noted | None]:
+        """What ``state`` shows of a member: its tensors by name, and its step count."""
+        if not self.state.get(member.param):
+            return {}, None
+        noted = self.counts.noted(member.param) if self._rules._HAS_STEP else None
+        return dict(self._slots(member)), noted
 
     # -- checkpoints -----------------------------------------------------------------------------
 
