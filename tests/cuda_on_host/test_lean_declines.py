@@ -218,8 +218,10 @@ def skipped_by_a_scaler(both: Both) -> None:
     both.ours.opt._ledger.mirror.values_ahead = True
 
 
-def state_in_somebodys_hands(both: Both) -> None:
-    assert both.ours.opt.state
+def held_step_of_whole_numbers(both: Both) -> None:
+    state = both.held = both.ours.opt.state  # type: ignore[attr-defined]
+    state[both.ours.params[0]]["step"] = torch.tensor(4)
+    both.step()
 
 
 def lr_in_a_tensor(both: Both) -> None:
@@ -239,7 +241,7 @@ REASONS = [
     two_devices,
     captured_graph,
     skipped_by_a_scaler,
-    state_in_somebodys_hands,
+    held_step_of_whole_numbers,
     lr_in_a_tensor,
     lr_of_zero,
     param_with_gaps,

@@ -26,6 +26,7 @@ from fused_sched.tables.params import ParamTable
 from tests.cuda_on_host import stand_in
 from tests.cuda_on_host.stand_in import launched, plan_of
 from tests.test_lean import CHANGES, GRADS, Both, Run, lr, missing
+from tests.test_lean_state import Held
 from tests.training import named
 
 STREAM = 7
@@ -48,6 +49,17 @@ def test_lean_steps_are_one_launch_each_and_torchs_own(options):
         both.stock.opt.step()
         both.stock.scheduler.step()
     both.check()
+
+
+@pytest.mark.parametrize("name", ["AdamW", "SGD"])
+def test_held_state_is_current_after_every_launch(name):
+    both = Held(name)
+    for _ in range(3):
+        both.do(Run.backward)
+        assert launched(lambda: made(both)) == 1
+        both.stock.opt.step()
+        both.stock.scheduler.step()
+        both.check()
 
 
 @pytest.mark.parametrize("change", **named(CHANGES))
