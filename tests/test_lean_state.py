@@ -182,6 +182,26 @@ def test_step_tensors_of_float64_count():
     both.check()
 
 
+@pytest.mark.parametrize("found_inf", [0.0, 1.0])
+def test_held_state_counts_on_after_a_step_with_a_scaler(found_inf):
+    """Only the device knows whether that step was made."""
+    both = Held(fused=False)
+    assert both.lean is not None
+    for run in (both.stock, both.ours):
+        run.backward()
+    both.ours.opt.found_inf = torch.tensor(found_inf)
+    both.ours.opt.step()
+    del both.ours.opt.found_inf
+    if not found_inf:
+        both.stock.opt.step()
+    for run in (both.stock, both.ours):
+        run.scheduler.step()
+    for _ in range(4):
+        both.step()
+        both.check()
+    assert both.lean is not None
+
+
 def test_param_without_gradient_does_not_count():
     both = Held(fused=False)
     for missing in (0, 2, None, 1, 0):
