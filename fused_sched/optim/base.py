@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch._dynamo.decorators import skip
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from fused_sched import stock
 
@@ -148,12 +149,23 @@ class FusedOptimizer(stock.Optimizer):
 
     _hooked_update = stock.Optimizer.profile_hook_step(_update)
 
+    def _has_listeners(self) -> bool:
+        """Whether somebody hears of the step: a hook, or the profiler."""
+        return bool(
+            self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or _global_optimizer_pre_hooks
+            or _global_optimizer_post_hooks
+            or torch.autograd.profiler._is_profiler_enabled  # type: ignore[attr-defined]
+        )
+
     @torch.compiler.disable
     def _whole_step(self, *args: Any, **kwargs: Any) -> Any:
         self._opt_called = True
         # A subclass with a step() of its own has had its hooks around that.
         overridden = type(self).step is not FusedOptimizer.step
-        update = self._update if overridden else self._hooked_update
+        alone = overridden or not self._has_listeners()
+        update = self._update if alone else self._hooked_update
         return update(*args, **kwargs)
 
     @skip

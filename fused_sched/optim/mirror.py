@@ -11,8 +11,8 @@ only the device saw (``values_ahead``); and a captured graph, whose replays the 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -30,6 +30,19 @@ from .schedules import Schedules
 
 _FEW = 64
 """Steps up to which the host repeats torch's own code rather than wait for a device."""
+
+
+class _HostOnly(AbstractContextManager[None]):
+    """See ``Mirror.host_only``; may be entered within itself."""
+
+    def __init__(self, mirror: Mirror) -> None:
+        self._mirror = weakref.proxy(mirror)
+
+    def __enter__(self) -> None:
+        self._mirror._busy += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._mirror._busy -= 1
 
 
 class Mirror:
@@ -57,6 +70,7 @@ class Mirror:
         self._scheduled: list[tuple[str, int]] = []  # (name, number) of the columns they move
         self._rows: dict[int, int] = {}  # of simple fused schedulers, by their id
         self._governs = False  # whether calls govern all that is fused
+        self._host_only = _HostOnly(self)
         self.zeroed: set[int] = set()  # groups whose lr was assigned 0 since the last step
 
     @property
@@ -230,14 +244,9 @@ class Mirror:
         """Whether the host is changing values on its own account."""
         return self._busy > 0
 
-    @contextmanager
-    def host_only(self) -> Iterator[None]:
+    def host_only(self) -> _HostOnly:
         """Within: reads do not catch up and writes stay on the host."""
-        self._busy += 1
-        try:
-            yield
-        finally:
-            self._busy -= 1
+        return self._host_only
 
     # -- lean steps ------------------------------------------------------------------------------
 
@@ -437,8 +446,9 @@ class Mirror:
 
     def state_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
         """The state tensors that each param of this group needs."""
-        cycled = {"momentum": 1.0} if self.schedules.cycle_momentum() else {}
-        return self.rules._state_names({**group, **cycled})
+        if self.schedules.cycle_momentum():
+            group = {**group, "momentum": 1.0}
+        return self.rules._state_names(group)
 
     def upload(self) -> None:
         """Send every value and schedule position to every device."""
@@ -553,7 +563,7 @@ class Mirror:
         with self.host_only():
             groups = self.optimizer.param_groups
             encoded = [self.encode(dict(dict.items(group))) for group in groups]
-        return torch.tensor(encoded, dtype=torch.float64).t().contiguous()
+        return torch.tensor(list(zip(*encoded)), dtype=torch.float64)
 
     def reprogram(self) -> None:
         """A scheduler's attributes changed: send its row anew."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
@@ -45,6 +46,12 @@ def refuse_capture(device: torch.device, name: str, what: str) -> None:
         )
 
 
+@functools.cache
+def _no_members(device: torch.device, name: str) -> ParamTable:
+    """The table that every optimizer of a name starts with."""
+    return ParamTable([], device, name)
+
+
 class Plan:
     """One device's tables, and the host's account of its clock.
 
@@ -65,7 +72,7 @@ class Plan:
         self.shown_clock = 0
         self.offsets = [0] * params
         self.block: Block | None = None
-        self.table = ParamTable([], device, name)
+        self.table = _no_members(device, name)
         self.captured_tables: list[ParamTable] = []
         self.loaded: set[Any] = set()
         self._last_stream: Any = None
@@ -79,7 +86,8 @@ class Plan:
         aux = [program.aux.numel() for program in programs]
         self.block = Block(self.device, columns, groups, len(self.offsets), rows, aux)
         self._sent: list[Tensor | None] = [None] * len(programs)  # tables that do not change
-        self.send_clock()
+        if self.clock or any(self.offsets):
+            self.send_clock()
 
     def fits(self, groups: int, programs: Sequence[Assembled]) -> bool:
         """Whether the block has the place that these programs need."""

@@ -96,7 +96,7 @@ class StateKeeper:
         if state is None:
             if self._rules._HAS_STEP and int(entry.get("step", 0)) > 0:
                 raise KeyError(name)  # as torch's: there are steps, but not this moment of them
-            return torch.zeros_like(param, memory_format=torch.preserve_format).detach()
+            return torch.zeros_like(param, memory_format=torch.preserve_format)
         _check_shape(name, state, param)
         if state.layout is not torch.strided or real(local(state)).dtype not in SUPPORTED:
             raise Unreadable

@@ -173,8 +173,8 @@ class Stepper:
 
     def _fit(self, plan: Plan, everyone: bool) -> None:
         """Make the plan's table hold every param that has a gradient (or could have one)."""
-        slots = self._state_slots()
         members = plan.table.members
+        slots = self._state_slots() if members else []
         gone = {m.index for m in members if len(m.states) < slots[m.group]}
         gone |= self._moved
         gone |= {m.index for m in members if m.index in self.fallback.why}

@@ -8,7 +8,10 @@ the device and is written by the host only when tensors enter the table.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from math import prod
 from typing import Any
 
 import torch
@@ -82,6 +85,16 @@ class Program:
         self.rows = ops.shape[0]
 
 
+@functools.cache
+def _no_program(device: torch.device, groups: int) -> Program:
+    """The program of no schedule, which no launch reads: the same object in every block."""
+    return Program(
+        torch.empty(0, layout.OP_WORDS, dtype=torch.int64, device=device),
+        torch.empty(0, layout.LANE_WORDS, groups, dtype=torch.float64, device=device),
+        torch.empty(1, dtype=torch.float64, device=device),
+    )
+
+
 class Block:
     """The device's copy of everything that changes while it trains.
 
@@ -104,14 +117,15 @@ class Block:
     ) -> None:
         self.device = device
         fields = [layout.CLOCK_WORDS, params, 2 * columns * groups]
-        for rows in program_rows:
+        for rows in filter(None, program_rows):
             fields += [rows * layout.OP_WORDS, rows * layout.LANE_WORDS * groups]
         padded = [-(-max(size, 1) // _ALIGN) * _ALIGN for size in fields]
-        self.memory = torch.zeros(sum(padded), dtype=torch.int64, device=device)
-        parts = iter(self.memory.split(padded))
+        self.memory = memory = torch.zeros(sum(padded), dtype=torch.int64, device=device)
+        starts = accumulate(padded, initial=0)
 
         def field(size: int) -> Tensor:
-            return next(parts)[:size]
+            start = next(starts)
+            return memory[start : start + size]
 
         self.clock = field(layout.CLOCK_WORDS)
         self.offsets = field(params)
@@ -120,26 +134,36 @@ class Block:
         record = field(2 * columns * groups).view(torch.float64)
         self.record = record.view(2, columns, groups)
         self.programs = [
-            Program(
-                field(rows * layout.OP_WORDS).view(rows, layout.OP_WORDS),
-                field(rows * layout.LANE_WORDS * groups)
-                .view(torch.float64)
-                .view(rows, layout.LANE_WORDS, groups),
-                torch.zeros(max(size, 1), dtype=torch.float64, device=device),
-            )
+            self._program(field, rows, size, groups) if rows else _no_program(device, groups)
             for rows, size in zip(program_rows, aux_sizes, strict=True)
         ]
 
+    def _program(self, field: Callable[[int], Tensor], rows: int, aux: int, groups: int) -> Program:
+        lanes = rows, layout.LANE_WORDS, groups
+        return Program(
+            field(rows * layout.OP_WORDS).view(rows, layout.OP_WORDS),
+            field(prod(lanes)).view(torch.float64).view(lanes),
+            torch.zeros(max(aux, 1), dtype=torch.float64, device=self.device),
+        )
+
     def send_values(self, record: Tensor, programs: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Write both halves of the record and every program's rows, in one copy.
+        """Write both halves of the record and every program's rows, on a GPU in one copy.
 
         Args:
             record: float64 ``[columns, groups]``.
             programs: (ops, lanes) of each program, in the block's order.
         """
+        if self.device.type == "cpu":
+            self.record.copy_(record)
+            for program, (ops, lanes) in zip(self.programs, programs, strict=True):
+                if program.rows:
+                    program.ops.copy_(ops)
+                    program.lanes.copy_(lanes)
+            return
         fields = [torch.stack((record, record)).view(torch.int64)]
         for ops, lanes in programs:
-            fields += [ops, lanes.view(torch.int64)]
+            if ops.shape[0]:
+                fields += [ops, lanes.view(torch.int64)]
         host = torch.zeros(sum(self._padded), dtype=torch.int64)
         for part, value in zip(host.split(self._padded), fields, strict=True):
             part[: value.numel()].copy_(value.reshape(-1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -176,19 +177,26 @@ class ParamTable:
             layout.SLOTS, max(len(self.members), 1), dtype=torch.int64, device=device
         )
         self.ends = torch.zeros(max(len(self.members), 1), dtype=torch.int64)  # native's scratch
-        self.chunks = self._to_device(self._chunk_table())
+        if device.type != "cpu":
+            _ = self.chunks  # a capture may allocate nothing
         self.kinds: tuple[Kind, ...] = ()
         self._grad_dtypes: list[torch.dtype] = []
         self._facts: dict[tuple[Kind, ...], Tensor] = {}
         self.arrange()
 
     def _to_device(self, host: Tensor) -> Tensor:
+        if self.device.type == "cpu":
+            return host.to(self.device)
         table = torch.empty(host.shape, dtype=host.dtype, device=self.device)
         send(table, host)
         return table
 
-    def _chunk_table(self) -> Tensor:
+    @functools.cached_property
+    def chunks(self) -> Tensor:
         """int32 [2, N]: (tensor, chunk of it); an empty tensor has one, for its step's sake."""
+        return self._to_device(self._chunk_table())
+
+    def _chunk_table(self) -> Tensor:
         size = layout.BLOCK * self.iterations
         counts = torch.tensor([max(-(-m.dense.numel() // size), 1) for m in self.members])
         counts = counts.to(torch.int64)

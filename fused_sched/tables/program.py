@@ -188,6 +188,18 @@ def assemble(
         ValueError: a table that holds one schedule's values stands beside another schedule of the
             same column, which it would overrule.
     """
+    if not entries and not histories:
+        return _nothing(groups)
+    return _assemble(entries, columns, groups, before, histories)
+
+
+def _assemble(
+    entries: Sequence[Entry],
+    columns: Sequence[str],
+    groups: int,
+    before: Assembled | None,
+    histories: Sequence[Row],
+) -> Assembled:
     targets = list(dict.fromkeys(name for entry in entries for name in entry.segments))
     assembly = _Assembly(columns, groups)
     for name in targets:
@@ -219,6 +231,12 @@ def assemble(
         min(ends, default=None),
         any(row.recursive for row in rows),
     )
+
+
+@functools.cache
+def _nothing(groups: int) -> Assembled:
+    """The program of no schedule: the same object for every optimizer."""
+    return _assemble([], (), groups, None, ())
 
 
 def _joined(tables: Sequence[Tensor], before: Assembled | None) -> Tensor:
