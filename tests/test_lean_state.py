@@ -296,3 +296,33 @@ def test_scaler_is_heard_inside_of_hooks():
     both.ours.opt.step()
     del both.ours.opt.found_inf
     assert all(map(torch.equal, both.ours.params, before))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_first_step_is_heard():
+    from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+    seen: list[Any] = []
+    handle = register_optimizer_step_pre_hook(lambda opt, *_: seen.append(opt))
+    try:
+        heard = Run(fused_sched.optim, fused_sched.lr_scheduler, "AdamW")
+        heard.step()
+    finally:
+        handle.remove()
+    assert seen == [heard.opt]
+    profiled = Run(fused_sched.optim, fused_sched.lr_scheduler, "AdamW")
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        profiled.step()
+    assert [e.count for e in profile.key_averages() if e.key == "Optimizer.step#AdamW.step"] == [1]
+
+
+def test_optimizers_that_begin_alike_go_on_by_themselves():
+    """They share what an optimizer without members or schedule has."""
+    first, second = (Both(fused=False) for _ in range(2))
+    fused_sched.fuse(first.ours.opt, first.ours.scheduler)
+    for both in (first, second):
+        both.step(2)
+    second.do(lambda run: run.opt.param_groups[0].update(lr=0.05))
+    for both in (first, second):
+        both.step(3)
+        both.check()
