@@ -39,11 +39,18 @@ class Row:
         return self.use
 
 
-NOTE = (
-    "Time of one turn of a loop without forward and backward, AdamW on a small MLP (84,060 params) "
-    "where nothing else is said, and its ratio to torch fused in the same round: what ordinary "
-    "uses cost."
-)
+TITLE = "Ordinary uses"
+
+NOTE = """\
+What ordinary uses cost beside torch's fused step: one turn of a training loop without forward and
+backward, of AdamW with CosineAnnealingLR on a small MLP (6 tensors, 84,060 params) where a line
+does not say otherwise.
+
+* *explicit*: the loop calls `sched.step()`, as with stock torch. *fused*: after `fuse(opt, sched)`,
+  and it goes on calling `sched.step()`.
+* in each cell the time of a turn, and in brackets its ratio to torch fused's in the same round: 0.5
+  is half of its time. An empty cell has no loop of its own.
+"""
 
 
 def full(result: Result) -> str:
@@ -55,7 +62,7 @@ def full(result: Result) -> str:
     )
     header = ("use", "provider", "time", "20 % ... 80 %", "to torch fused", "20 % ... 80 %")
     table = markdown_table(header, map(cells, result.rows), texts=2)
-    return document("Ordinary uses", result, text, table)
+    return document(TITLE, result, text, table)
 
 
 def cells(row: Row) -> tuple[str, ...]:
