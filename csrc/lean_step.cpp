@@ -1,10 +1,10 @@
 // The lean step: what a step does when nothing changed since the last one, without Python.
 //
 // A LeanStep is made by a whole step and holds what that step found. Its own step() looks whether
-// all of it still holds (groups, params, hooks, profiler, scaler; on a GPU the stream), takes the
-// gradients' addresses, and launches. Where anything is other than it was, it does nothing and
-// returns False, and the whole step runs. It counts its launches; the mirror settles the account
-// when somebody reads.
+// all of it still holds (groups, params, hooks, profiler, scaler, a state that somebody holds; on a
+// GPU the stream), takes the gradients' addresses, and launches. Where anything is other than it
+// was, it does nothing and returns False, and the whole step runs. It counts its launches; the
+// mirror settles the account when somebody reads.
 #include <cstring>
 #include <memory>
 #include <mutex>
@@ -12,6 +12,7 @@
 #include "cadence.h"
 #include "cuda.h"
 #include "layout.h"
+#include "lean_groups.h"
 #include "lean_members.h"
 #include "lean_object.h"
 #include "lean_state.h"
@@ -40,8 +41,8 @@ struct Lean {
   Cadence cadence;     // of the fused schedules, where calls govern them
   bool running = false;
   std::mutex launching;  // held by the launch without the GIL, so that take() can wait for it
-  Ref group_list, groups, param_lists, pre_hooks, post_hooks, forced, engine, keep;
-  int64_t groups_count = 0;
+  Ref pre_hooks, post_hooks, forced, engine, keep;
+  Groups groups;
   Members members;
   ShownState shown;
   std::unique_ptr<int64_t[]> addresses;
@@ -60,24 +61,6 @@ struct Lean {
            PyDict_GetItemWithError(torch.profiler, names.profiling) == Py_False;
   }
 
-  // The same groups, with the same params.
-  bool same_groups(PyObject* attributes) const {
-    if (PyDict_GetItemWithError(attributes, names.param_groups) != group_list.get()) return false;
-    if (PyList_Size(group_list.get()) != groups_count) return false;
-    int64_t m = 0;
-    for (int64_t g = 0; g < groups_count; ++g) {
-      PyObject* group = PyList_GetItem(group_list.get(), g);
-      if (group != PyTuple_GetItem(groups.get(), g)) return false;
-      PyObject* list = PyTuple_GetItem(param_lists.get(), g);
-      if (PyDict_GetItemWithError(group, names.params) != list) return false;
-      const Py_ssize_t count = PyList_Size(list);
-      if (m + count > members.size()) return false;
-      for (Py_ssize_t i = 0; i < count; ++i, ++m)
-        if (PyList_GetItem(list, i) != members[m]) return false;
-    }
-    return m == members.size();
-  }
-
   // `told`: whoever listens to steps has been told of this one.
   bool step(PyObject* optimizer, bool told) {
     if (steps == limit || PyDict_GetItem(forced.get(), Py_None) != engine.get()) return false;
@@ -88,7 +71,7 @@ struct Lean {
       return false;
     }
     if (!nobody_scales(attributes.get()) || !(told || nobody_listens())) return false;
-    if (!same_groups(attributes.get())) return false;
+    if (!groups.same(attributes.get(), members)) return false;
     if (shown.watched() && !shown.unchanged()) return false;
 #ifdef FS_CUDA
     if (on_gpu) return update_on_gpu();
@@ -150,23 +133,6 @@ struct LeanObject {
 Lean* lean_of(PyObject* self) { return reinterpret_cast<LeanObject*>(self)->lean; }
 
 // -- made by a whole step ------------------------------------------------------------------------
-
-bool note_groups(Lean& lean, PyObject* group_list) {
-  lean.group_list = Ref::to(group_list);
-  lean.groups = Ref(PyList_AsTuple(group_list));
-  lean.groups_count = PyList_Size(group_list);
-  lean.param_lists = Ref(PyTuple_New(lean.groups_count));
-  if (!lean.groups || !lean.param_lists) return false;
-  for (int64_t g = 0; g < lean.groups_count; ++g) {
-    PyObject* list = PyDict_GetItemWithError(PyList_GetItem(group_list, g), names.params);
-    if (list == nullptr || !PyList_Check(list)) {
-      PyErr_SetString(PyExc_TypeError, "LeanStep: a group's params are no list");
-      return false;
-    }
-    PyTuple_SetItem(lean.param_lists.get(), g, Py_NewRef(list));
-  }
-  return true;
-}
 
 // The fields, and where the gradients' addresses go: on a CPU into a copy of the table's, which
 // stays as the last whole step has left it; on a GPU they are parameters of the launch.
@@ -231,7 +197,7 @@ PyObject* new_lean(PyTypeObject* type, PyObject* arguments, PyObject*) {
   lean->cadence.words = reinterpret_cast<int64_t*>(cadence);
   lean->keep = Ref::to(keep);
   if (!parse_limit(limit, &lean->limit) || !note_launch(*lean, fields, plan) ||
-      !note_groups(*lean, group_list) || !lean->members.note(params, facts.data, device))
+      !lean->groups.note(group_list) || !lean->members.note(params, facts.data, device))
     return nullptr;
   const auto allocate = reinterpret_cast<allocfunc>(PyType_GetSlot(type, Py_tp_alloc));
   PyObject* self = allocate(type, 0);
@@ -243,9 +209,9 @@ int traverse_lean(PyObject* self, visitproc visit, void* arg) {
   Py_VISIT(Py_TYPE(self));
   const Lean* lean = lean_of(self);
   if (lean == nullptr) return 0;
-  for (const Ref* ref : {&lean->group_list, &lean->groups, &lean->param_lists, &lean->pre_hooks,
-                         &lean->post_hooks, &lean->forced, &lean->keep})
+  for (const Ref* ref : {&lean->pre_hooks, &lean->post_hooks, &lean->forced, &lean->keep})
     Py_VISIT(ref->get());
+  if (const int stop = lean->groups.traverse(visit, arg)) return stop;
   Py_VISIT(lean->members.params());
   Py_VISIT(lean->members.table());
   if (const int stop = lean->shown.traverse(visit, arg)) return stop;
