@@ -237,6 +237,8 @@ def test_state_that_nobody_holds_any_more_is_counted_when_it_is_read():
     both.step(2)
     both.do(lambda run: run.opt.param_groups[0].update(weight_decay=0.2))  # a whole step looks
     both.step(4)
+    keeper = both.ours.opt._ledger.keeper
+    assert not keeper.shown and not keeper.counts.held and both.lean is not None
     for run in (both.stock, both.ours):
         run.held = run.opt.state
     both.check()

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+
 @dataclass(slots=True)
 class Noted:
     """A step count as it was written last.
@@ -34,7 +35,7 @@ class Counts:
     Attributes:
         held: params whose count somebody beside the state dict has in hand, and may write or read
             at any time.
-        replacements: of step tensors by others, so far.
+        replacements: of step tensors, so far.
     """
 
     def __init__(self) -> None:
