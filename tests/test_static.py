@@ -45,7 +45,8 @@ def fresh(tmp_path_factory):
     """The figures of the variants nearest to a limit, from a process without the interpreter."""
     cache = tmp_path_factory.mktemp("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(cache)}
-    command = [sys.executable, "-m", "benchmarks.static", "--json", "--quick", "--targets"]
+    arguments = ("--json", "--quick", "--targets")  # a warning is an error here as in every test
+    command = [sys.executable, "-W", "error", "-m", "benchmarks.static", *arguments]
     done = subprocess.run(
         [*command, *TESTED], cwd=ROOT, env=environment, capture_output=True, text=True
     )

@@ -17,7 +17,7 @@ from triton.compiler import ASTSource
 from benchmarks.static.machine_code import Instruction, parse_amdgcn, parse_sass
 from benchmarks.static.targets import WARPS, Target
 from benchmarks.static.variants import KINDS, Variant
-from fused_sched.kernels.schedule import schedule_kernel
+from fused_sched.kernels.schedule import LAUNCH_OPTIONS, schedule_kernel
 from fused_sched.kernels.update import launch_options, update_kernel
 from fused_sched.tables import layout
 
@@ -73,7 +73,7 @@ def compiled(variant: Variant | None, target: Target) -> Any:
     """Triton's compiled kernel, with the options of a launch; without a variant the schedule's."""
     kernel = schedule_kernel if variant is None else update_kernel
     constants = {} if variant is None else constants_of(variant)
-    options: dict[str, Any] = {"num_warps": WARPS}
+    options: dict[str, Any] = {"num_warps": WARPS} | LAUNCH_OPTIONS
     if variant is not None and target.backend == "cuda":
         options = launch_options(constants["KINDS"])  # the limit of registers is NVIDIA's alone
     where = GPUTarget(target.backend, target.arch, target.lanes)

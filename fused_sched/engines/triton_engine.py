@@ -60,6 +60,8 @@ def unavailable(device: torch.device) -> str | None:
         return f"it serves CUDA tensors, not {device.type}"
     if device.type == "cuda" and _interpreting():
         return "TRITON_INTERPRET is set; unset it to use the GPU"
+    if device.type == "cuda" and not (torch.cuda.is_initialized() or torch.cuda.is_available()):
+        return "torch sees no GPU"
     return None
 
 
@@ -170,7 +172,7 @@ def load(block: Block, table: ParamTable, program: Program | None, rule: str) ->
     """Compile and load every variant that ``update`` can need; under capture it would fail."""
     if _interpreting():
         return
-    from fused_sched.kernels.schedule import schedule_kernel
+    from fused_sched.kernels.schedule import LAUNCH_OPTIONS, schedule_kernel
     from fused_sched.kernels.update import launch_options, update_kernel
 
     one = torch.ones(1, device=block.device)
@@ -180,7 +182,7 @@ def load(block: Block, table: ParamTable, program: Program | None, rule: str) ->
             _handle(update_kernel, (block.device, *args[16:]), args, launch_options(args[17]))
         # Also while no scheduler is explicit: one that comes later may be captured first.
         args = _advance_args(block, block.programs[0], 1, None, None)
-        _handle(schedule_kernel, ("schedule", block.device), args, {})
+        _handle(schedule_kernel, ("schedule", block.device), args, LAUNCH_OPTIONS)
 
 
 def _advance_args(
@@ -217,8 +219,8 @@ def advance(
         metric: float64 ``[1]``, for ReduceLROnPlateau.
         trace: float64 ``[steps, columns, groups]``, filled with the record after each advance.
     """
-    from fused_sched.kernels.schedule import schedule_kernel
+    from fused_sched.kernels.schedule import LAUNCH_OPTIONS, schedule_kernel
 
     args = _advance_args(block, program, steps, metric, trace)
     with _on(block.device):
-        _launch(schedule_kernel, ("schedule", block.device), 1, args, {})
+        _launch(schedule_kernel, ("schedule", block.device), 1, args, LAUNCH_OPTIONS)

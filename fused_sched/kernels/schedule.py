@@ -52,6 +52,10 @@ from .constants import (
 from .cosine import cosines
 from .opcodes import PI
 
+# Stated, since Triton's default is to change. The update kernel takes the same: a schedule has the
+# same bits in either.
+LAUNCH_OPTIONS = {"enable_fp_fusion": True}
+
 
 @triton.jit
 def _store_column(op, value, record_ptr, current, other, both, lane, live, G):

@@ -30,13 +30,14 @@ from .constants import (
     TICKET,
 )
 from .rules import adam_coefficients, adam_rule, sgd_coefficients, sgd_rule
+from .schedule import LAUNCH_OPTIONS as SCHEDULE_OPTIONS
 from .schedule import run_program
 
 # A chunk that is misaligned or has a ragged end, where each element has its own mask: with four
 # elements a thread some variants spill 8 bytes (Triton 3.7.1, sm_80 and sm_90), with two none.
 RAGGED_BLOCK = tl.constexpr(256)
 
-LAUNCH_OPTIONS = {"num_warps": 4, "maxnreg": 64, "enable_fp_fusion": True}
+LAUNCH_OPTIONS = SCHEDULE_OPTIONS | {"num_warps": 4, "maxnreg": 64}
 # Adam in float64 takes 120 registers; under a limit of 64 it would spill 130 bytes a thread.
 LAUNCH_OPTIONS_FLOAT64 = LAUNCH_OPTIONS | {"maxnreg": 128}
 
