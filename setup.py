@@ -11,6 +11,10 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 BUILD = runpy.run_path(str(ROOT / "fused_sched" / "engines" / "native_build.py"))
+try:
+    BUILD["check_python"]()
+except BUILD["BuildError"] as error:
+    raise SystemExit(f"fused_sched: {error}") from None
 
 
 class BuildNative(build_ext):

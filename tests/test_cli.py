@@ -161,7 +161,7 @@ def test_a_compiler_that_compiles_is_said_to(monkeypatch):
 
 @pytest.mark.parametrize(
     ("compiler", "told"),
-    [("false", "false, fails: "), ("no-such-one", "no-such-one, does not run")],
+    [("false", "false, fails: exit status 1"), ("no-such-one", "no-such-one, does not run")],
 )
 def test_a_compiler_that_does_not_compile_is_said_to(compiler, told, monkeypatch):
     monkeypatch.setenv("CXX", compiler)

@@ -232,7 +232,7 @@ def test_first_use_compiles_once_and_says_so(tmp_path):
 
 BAD_BUILDS = {
     "no compiler": ({"PATH": "", "CXX": ""}, "it needs a C++ compiler and found none"),
-    "a compiler that fails": ({"CXX": "false"}, "compiling failed: "),
+    "a compiler that fails": ({"CXX": "false"}, "compiling failed: false has exit status 1"),
     "no such compiler": ({"CXX": "no-such-compiler"}, "compiling failed: "),
 }
 

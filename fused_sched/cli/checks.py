@@ -204,5 +204,5 @@ def _outcome(command: Sequence[str]) -> str:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"does not run: {error}"
-    told = (done.stderr.strip().splitlines() or [""])[0]
+    told = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[0]
     return "compiles" if done.returncode == 0 else f"fails: {told}"

@@ -46,6 +46,21 @@ class BuildError(RuntimeError):
     """The library cannot be built; the message is one line that says why."""
 
 
+def check_python(free_threaded: bool | None = None) -> None:
+    """Refuse a Python that no build of ours serves.
+
+    Args:
+        free_threaded: whether Python runs without its lock; None asks this one.
+
+    Raises:
+        BuildError: it does, and has no stable ABI either.
+    """
+    if free_threaded is None:
+        free_threaded = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+    if free_threaded:
+        raise BuildError("this Python is a free-threaded build; use the ordinary one, with the GIL")
+
+
 def built() -> Path:
     """Where installation puts the library."""
     return Path(__file__).resolve().parent / LIBRARY
@@ -82,6 +97,7 @@ def library(present: str | None = None) -> Path:
     Raises:
         BuildError: it is not there and cannot be built.
     """
+    check_python()
     folder = sources()
     if present is None and built().exists() and not _is_stale(folder):
         return built()
@@ -202,5 +218,6 @@ def _run(command: Sequence[str], target: str) -> None:
         raise BuildError(f"compiling failed: {error}") from error
     if done.returncode:
         lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-        told = (line for line in lines if "error" in line or "not found" in line)
-        raise BuildError(f"compiling failed: {next(told, ' '.join(lines))[:300]}")
+        errors = (line for line in lines if "error" in line or "not found" in line)
+        told = next(errors, " ".join(lines)) or f"{command[0]} has exit status {done.returncode}"
+        raise BuildError(f"compiling failed: {told[:300]}")
