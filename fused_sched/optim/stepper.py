@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Container, Mapping, Sequence
 from operator import is_
 from typing import Any
@@ -19,6 +18,7 @@ from fused_sched.tables.program import NO_TABLE
 from .changes import show_state, take_changes
 from .fallback import Fallback, is_odd
 from .group import Group
+from .held import is_held
 from .lean_steps import keep_step
 from .mirror import Mirror
 from .plan import RELEASE, Plan, capturing, refuse_capture
@@ -313,10 +313,7 @@ class Stepper:
         for plan in plans:
             self._fit(plan, everyone)
         if plans and self.keeper.shown and not capturing():
-            # Whoever holds the dict can change it at any time: attribute, argument, holder.
-            self.keeper.shown = sys.getrefcount(self.keeper.state) > 2 or any(
-                sys.getrefcount(entry) > 3 for entry in self.keeper.state.values()
-            )
+            self.keeper.shown = is_held(self.keeper)
             if not self.keeper.shown:
                 counts.look_who_holds()
         return plans
