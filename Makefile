@@ -14,6 +14,14 @@ PIP := $(PY) -m pip --disable-pip-version-check install --quiet
 has_torch = $(1) -c 'import torch; \
 	raise SystemExit(tuple(map(int, torch.__version__.split(".")[:2])) < (2, 11))' >/dev/null 2>&1
 
+# Makes .venv look for packages where $(PYTHON) does. Not --system-site-packages: of a $(PYTHON) that
+# is a virtual environment's, that would pass on the packages below it and not its own.
+define pass_on
+$(PYTHON) -c 'import sys; \
+	[print(f"import site; site.addsitedir({p!r})") for p in sys.path if p.endswith("-packages")]' \
+	>"$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/outer.pth"
+endef
+
 .PHONY: demo test conformance lint bench bench-full docs gpu static sanitize clean
 
 demo: .venv/.ready
@@ -79,13 +87,10 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A torch the machine has is used; else the pinned one is installed, and Triton beside it where it
-# has wheels. The second line asks .venv again: a python3 that is itself a virtual environment's
-# does not pass its packages on.
+# has wheels.
 .venv/.ready: setup.py pyproject.toml Makefile
-	$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear \
-		$$($(call has_torch,$(PYTHON)) && echo --system-site-packages) .venv
-	$(call has_torch,$(PY)) || ! $(call has_torch,$(PYTHON)) || $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
-		>$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/outer.pth
+	$(PY) -m pip --version >/dev/null 2>&1 || { $(PYTHON) -m venv --clear .venv && \
+		{ ! $(call has_torch,$(PYTHON)) || $(pass_on); }; }
 	$(call has_torch,$(PY)) || $(PIP) $(TORCH)
 	$(PY) -c 'import triton' 2>/dev/null || [ "$$(uname -sm)" != "Linux x86_64" ] || $(PIP) $(TRITON)
 	$(PIP) $(TOOLS) $(FRAMES)
