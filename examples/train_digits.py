@@ -27,12 +27,16 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import fused_sched
+
+try:
+    from matplotlib.figure import Figure
+    from sklearn.datasets import load_digits
+except ModuleNotFoundError as missing:
+    sys.exit(f"The demo needs {missing.name}: pip install matplotlib scikit-learn")
 
 SEED = 0
 PEAK_LR = 1e-2
