@@ -9,9 +9,10 @@ from torch._dynamo.testing import CompileCounter
 import fused_sched
 from tests.training import check
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:The .grad attribute of a Tensor that is not a leaf"  # Dynamo's own reading
-)
+pytestmark = [  # both are Dynamo's own doing
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+    pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0"),
+]
 
 
 def train(optim, schedulers, fuse=None, backend=None):
