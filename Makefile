@@ -22,7 +22,7 @@ $(PYTHON) -c 'import sys; \
 	>"$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/outer.pth"
 endef
 
-.PHONY: demo test conformance lint bench bench-full docs gpu static sanitize clean
+.PHONY: demo test conformance lint bench bench-full docs gpu static sanitize matrix clean
 
 demo: .venv/.ready
 	$(PY) examples/train_digits.py
@@ -72,6 +72,12 @@ static: .venv/.ready
 sanitize: .venv/.ready
 	bash tests/sanitize.sh $(PY)
 
+# Pythons by torches by Tritons, an environment of gigabytes each; writes docs/versions.md.
+# ONLY="3.10- torch2.15" chooses rows, FULL=1 the whole suite, MATRIX where the environments are.
+MATRIX ?= .matrix
+matrix:
+	$(PYTHON) -m tests.matrix --folder $(MATRIX) $(FULL:%=--full) --only $(ONLY)
+
 # No network, no .venv: the python3 at hand, which has torch, triton, pytest, hypothesis.
 gpu:
 	bash tests/gpu/run.sh
@@ -83,7 +89,7 @@ docs: .venv/.ready
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 clean:
-	rm -rf .venv build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .matrix build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A torch the machine has is used; else the pinned one is installed, and Triton beside it where it
