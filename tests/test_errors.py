@@ -642,6 +642,25 @@ def built(name: str, params: Callable[[], Any] = lambda: [param()], **kwargs: An
     return attempt
 
 
+def listed_betas(name: str) -> Attempt:
+    """What kind of sequence a list of betas is and becomes, by a step and by a schedule."""
+
+    def attempt(lib: Library) -> list[str]:
+        opt = getattr(lib.optim, name)([param()], betas=[0.9, 0.99])
+        (group,) = opt.param_groups
+        kinds = [str(group["betas"])]
+        opt.step()
+        kinds.append(str(group["betas"]))
+        group["betas"] = [0.8, 0.99]
+        scheduler = lib.CyclicLR(opt, 0.1, 0.2, base_momentum=0.8, max_momentum=0.8)
+        opt.step()
+        kinds.append(str(group["betas"]))
+        scheduler.step()
+        return [*kinds, str(group["betas"])]
+
+    return attempt
+
+
 def constructed(name: str, params: Callable[[], Any], **kwargs: Any) -> Attempt:
     """Build the optimizer, and give its group's other values."""
 
@@ -720,6 +739,7 @@ OPTIMIZER_INPUTS = [
     *every_optimizer("fused and differentiable", built, fused=True, differentiable=True),
     *every_optimizer("no params", built, params=list),
     *every_optimizer("a tensor for params", built, params=lambda: torch.ones(2)),
+    *every_optimizer("a set", built, params=lambda: {param()}),
     *every_optimizer("a set of params", built, params=lambda: [{"params": {param()}}]),
     *every_optimizer("a float among params", built, params=lambda: [param(), 1.0]),
     *every_optimizer("a non-leaf param", built, params=non_leaf),
@@ -740,6 +760,8 @@ OPTIMIZER_INPUTS = [
     *every_adam("one beta", betas=(0.9,)),
     *every_adam("betas of mixed types", betas=(0.9, torch.tensor(0.99))),
     *every_adam("int beta", betas=(0, 0.99)),
+    ("Adam: a list for betas", listed_betas("Adam")),
+    ("AdamW: a list for betas", listed_betas("AdamW")),
     *every_adam("beta tensors of two", betas=(torch.ones(2) / 2, torch.ones(2) / 2)),
     *every_adam("lr tensor with foreach", lr=torch.tensor(0.1), foreach=True),
     ("add_param_group: list", added(lambda opt: [param()])),

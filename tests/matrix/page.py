@@ -35,6 +35,7 @@ def page(results: Mapping[str, Result]) -> str:
     known = [results[row.name] for row in ROWS if row.name in results]
     failed = [f"* {one.row}: `{name}`" for one in known for name in one.failed]
     builders = ", ".join(sorted({one.builder for one in known if one.counts})) or "none yet"
+    left_out = LONG.partition("::")[2]
     modules = ", ".join(f"`{Path(name).stem}`" for name in QUICK)
     return (
         "# Versions\n\n"
@@ -43,8 +44,9 @@ def page(results: Mapping[str, Result]) -> str:
         f"interpreter. All rows install one wheel (cp310-abi3), built by Python {builders} without "
         "torch; before the tests the default engine makes a step from it, with warnings as "
         "errors.\n\n"
-        f"The quick form of the suite is {modules}, without `{LONG.partition('::')[2]}...]`. `make matrix FULL=1` runs the whole suite, "
-        '`make matrix ONLY="3.10- torch2.15"` the rows whose names hold one of the words.\n\n'
+        f"The quick form of the suite is {modules}, but for `{left_out}...]`. `make matrix FULL=1` "
+        'runs the whole suite, `make matrix ONLY="3.10- torch2.15"` the rows whose names hold one '
+        "of the words.\n\n"
         + "\n".join(table)
         + "\n"
         + ("\nFailed:\n\n" + "\n".join(failed) + "\n" if failed else "")
