@@ -42,12 +42,13 @@ def main(arguments: list[str] | None = None) -> int:
     rows, folder = chosen(options.only), options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     try:
+        number = commit()
         wheel, builder = build_wheel(folder)
     except Unavailable as error:
         raise SystemExit(f"matrix: {error}") from None
     for row in rows:
         print(f"{row.name} ...", flush=True)
-        result = Result(row.name, str(date.today()), commit(), builder=builder)
+        result = Result(row.name, str(date.today()), number, builder=builder)
         result.form = "full" if options.full else "quick"
         try:
             try_row(row, folder, wheel, options.full, result)

@@ -85,7 +85,7 @@ def copy_sources(target: Path) -> None:
 
 
 def build_wheel(folder: Path) -> tuple[Path, str]:
-    """(the wheel, the version of the Python that built it)."""
+    """(the wheel, the version of the Python that built it); the files it is of stay in source/."""
     python = make_environment(newest_python(), folder / "build", ("setuptools>=64", "wheel"))
     copy_sources(folder / "source")
     wheels = folder / "wheel"

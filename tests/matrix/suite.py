@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 from xml.etree import ElementTree
 
-from .environments import checked, copy_sources, find_python, install, make_environment, run
+from .environments import checked, find_python, install, make_environment, run
 from .page import Result
 from .rows import LONG, QUICK, Row
 
@@ -53,14 +53,15 @@ def try_row(row: Row, folder: Path, wheel: Path, full: bool, result: Result) -> 
     install(python, "--no-deps", "--force-reinstall", wheel)
     env = os.environ | {"XDG_CACHE_HOME": str(home / "cache"), "OMP_NUM_THREADS": "1"}
     env["PYTHONPATH"] = ""  # nothing but what is installed
-    told = checked([python, "-c", VERSIONS], "cannot be imported", cwd=home, env=env)
-    result.versions = json.loads(told)
+    result.versions = json.loads(checked([python, "-c", VERSIONS], "no import", cwd=home, env=env))
     step = run([python, "-W", "error", "-c", STEP], cwd=home, env=env)
     if step.returncode or step.stderr:
-        raise Broken(f"the wheel does not step: {step.stderr.strip().splitlines()[-1][:200]}")
+        told = step.stderr.strip().splitlines() or [f"exit status {step.returncode}"]
+        raise Broken(f"the wheel does not step: {told[-1][:200]}")
     suite = home / "suite"
-    copy_sources(suite)
-    shutil.rmtree(suite / "fused_sched")
+    shutil.rmtree(suite, ignore_errors=True)
+    others = shutil.ignore_patterns("fused_sched", "build", "*.egg-info")
+    shutil.copytree(folder / "source", suite, ignore=others)
     (package,) = home.glob("lib/python*/site-packages/fused_sched")
     (suite / "fused_sched").symlink_to(package)
     tests = ("--ignore=tests/gpu", "tests") if full else ("--deselect", LONG, *QUICK)
