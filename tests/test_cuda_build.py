@@ -386,7 +386,8 @@ class Tables:
     def launch(self, scale: float | None = None, found_inf: float | None = None) -> None:
         scalars = [None if s is None else torch.tensor([s]) for s in (scale, found_inf)]
         addresses = [0 if grad is None else grad.data_ptr() for grad in self.grads]
-        native_engine.update(self.block, self.table, addresses, None, self.rule, *scalars)
+        how = None, self.rule, layout.STAY
+        native_engine.update(self.block, self.table, addresses, *how, *scalars)
 
     def tensors(self) -> list[Tensor]:
         """All that a launch may change."""
@@ -512,7 +513,8 @@ def test_fields_of_another_size_are_refused(on_host):
     with pytest.raises(ValueError, match="bytes of fields"):
         module.cuda_update(b"", b"")
     tables = Tables("sgd")
-    fields = native_library.update_fields(tables.block, tables.table, None, "sgd", None, None)
+    how = None, "sgd", layout.STAY
+    fields = native_library.update_fields(tables.block, tables.table, *how, None, None)
     launch = array("q", [0] * 6).tobytes()
     with pytest.raises(RuntimeError, match="not one gradient for each tensor"):
         module.cuda_update(fields + launch, bytes(8))
