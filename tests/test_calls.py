@@ -526,3 +526,30 @@ def test_function_that_contradicts_the_table_of_a_graph_raises_once(launch_engin
     side.step()
     side.scheduler.step()
     assert side.opt.param_groups[0]["lr"] == pytest.approx(0.001)
+
+
+# -- what a read costs ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("interval", [None, 1])
+@pytest.mark.parametrize("build", [COSINE, ONE_CYCLE, sequential([30], LINEAR, COSINE)])
+def test_read_after_many_steps_runs_none_of_torchs(build, interval, monkeypatch):
+    """The compiled engine makes them: torch's code would take 15 us for each."""
+    with fused_sched.use_engine("native"):
+        stock, ours = stock_side(build), our_side(build)
+        fused_sched.fuse(ours.opt, ours.scheduler, interval)
+        for step in range(300):
+            for side in (stock, ours):
+                side.step()
+                if interval is None or side is stock:
+                    side.scheduler.step()
+            if step == 2:
+                monkeypatch.setattr(type(ours.scheduler), "_host_step", _not_wanted)
+        assert_same(ours.scheduler.get_last_lr(), stock.scheduler.get_last_lr())
+        assert_same(ours.scheduler.state_dict(), stock.scheduler.state_dict())
+        for mine, theirs in zip(ours.opt.param_groups, stock.opt.param_groups):
+            assert_same(without_params(mine), without_params(theirs))
+
+
+def _not_wanted(*_: object) -> None:
+    raise AssertionError("a read ran torch's own step")

@@ -11,7 +11,7 @@ only the device saw (``values_ahead``); and a captured graph, whose replays the 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -22,10 +22,10 @@ from fused_sched.tables import layout
 from fused_sched.tables.program import Assembled
 
 from .cadence import Cadence
+from .host_copy import HostCopy
 from .lean import Lean
 from .plan import RELEASE, Plan, capturing
 from .rates import Rates, rates_of, read_rates, write_rates
-from .replay import Replay
 from .schedules import Schedules
 
 _FEW = 64
@@ -64,11 +64,7 @@ class Mirror:
         self.since_upload = 0
         self.rows_behind = False  # the devices' rows, to schedulers that the host has stepped
         self._busy = 0
-        self._sent: Tensor | None = None  # what the devices have got, [columns, groups]
-        self._replayed: Replay | None = None
-        self._positions_behind = False  # of the schedulers, to the replayed programs
-        self._scheduled: list[tuple[str, int]] = []  # (name, number) of the columns they move
-        self._rows: dict[int, int] = {}  # of simple fused schedulers, by their id
+        self.copy = HostCopy(self.schedules)
         self._governs = False  # whether calls govern all that is fused
         self._host_only = _HostOnly(self)
         self.zeroed: set[int] = set()  # groups whose lr was assigned 0 since the last step
@@ -106,12 +102,10 @@ class Mirror:
 
         Spares a loop that logs ``get_last_lr()`` at each step the rest of them.
         """
-        row = self._rows.get(id(scheduler))
-        if row is None or self._busy:
+        if self._busy:
             return None
         self.refresh_values()
-        behind = self._positions_behind and self._replayed is not None
-        return self._replayed.last(row) if behind else None  # type: ignore[union-attr]
+        return self.copy.last_values(scheduler)
 
     def _catch_up(self) -> None:
         cadence = self.cadence
@@ -121,7 +115,7 @@ class Mirror:
             return
         if self.values_ahead or self.captured:
             self._fetch()
-        elif self._can_replay():
+        elif self.copy.is_ready():
             self._replay()
         elif behind > _FEW and not cadence.ahead and self.blocks():
             self._fetch()
@@ -130,27 +124,17 @@ class Mirror:
         if answered := words[layout.ANSWERED]:
             self._split_round(answered)
 
-    def _can_replay(self) -> bool:
-        """Whether the compiled engine can make the steps that the device has made."""
-        if self._replayed is None and self._sent is not None and Replay.available():
-            sources = [source for program in self.programs for source in program.sources]
-            if not any(source.ahead for source in sources):
-                self._replayed = Replay(self._sent, self.programs)
-        return self._replayed is not None
-
     def _replay(self) -> None:
         """Make the steps that the device has made alone, by the same arithmetic."""
-        assert self._replayed is not None
         steps, self.pending = self.pending + self.cadence.take_rounds(), 0
         if steps:
-            self._replayed.advance(0, steps)
+            self.copy.advance(0, steps)
         if self.lean.owed:
             number = self.schedules.program_of(self.lean.scheduler)
             owed, self.lean.owed = self.lean.owed, 0
             if number is not None:
-                self._replayed.advance(number, owed)
-        self._positions_behind = True
-        self._take_values(self._replayed.column)
+                self.copy.advance(number, owed)
+        self.copy.show_values(self.optimizer.param_groups, self.rules._decode)
 
     def _repeat(self) -> None:
         """Run torch's recurrences for the steps that the device has made alone."""
@@ -173,18 +157,17 @@ class Mirror:
         self.upload()
 
     def _take_positions(self) -> None:
-        """Bring the schedulers up to date with the replayed programs."""
-        if self._positions_behind and self._replayed is not None:
-            self._positions_behind = False
+        """Bring the schedulers up to date, where only the groups are."""
+        if self.copy.behind:
             with self.host_only():
-                self.schedules.lift(self._replayed.block, self.programs)
+                self.copy.show_positions()
 
     def _fetch(self) -> None:
         """Read the device's values; waits for it, once."""
         self.pending = self.lean.owed = 0
         self.cadence.take_rounds()
-        self._positions_behind = False
-        self._sent = self._replayed = None
+        self.copy.forget()
+        self.copy.behind = False
         self.values_ahead = False
         plans = self.blocks()
         if not plans:
@@ -194,7 +177,8 @@ class Mirror:
         with self.host_only():
             self.schedules.lift(host, self.programs)
         current = host.record[int(host.clock[layout.CLOCK]) & 1].tolist()
-        self._take_values(current.__getitem__)
+        groups = self.optimizer.param_groups
+        self.copy.put_values(groups, self.rules._decode, current.__getitem__)
         if host.clock[layout.OVERRUN]:
             for plan in plans:
                 assert plan.block is not None
@@ -205,31 +189,7 @@ class Mirror:
                 "the scheduler, or call scheduler.step() outside the graph."
             )
         if self.captured:
-            self._raise_contradiction()
-
-    def _raise_contradiction(self) -> None:
-        """Raise once where a graph goes on with values that a user's function no longer gives."""
-        scheduler = self.schedules.contradicted()
-        if scheduler is not None:
-            now, used = scheduler.__dict__["_contradiction"]
-            scheduler.__dict__["_contradiction"] = ()
-            raise RuntimeError(
-                f"{type(scheduler).__name__}'s function now gives {now} for step "
-                f"{scheduler.__dict__['last_epoch']}, but the captured graph uses {used}, computed "
-                "before the capture. Read again for the values that are used; to change them, call "
-                "optimizer.release_capture() and capture again."
-            )
-
-    def _take_values(self, values_of: Callable[[int], Sequence[float]]) -> None:
-        """Put the scheduled columns into the groups, as Python floats.
-
-        Args:
-            values_of: a column's number -> its values, by group.
-        """
-        groups, decode = self.optimizer.param_groups, self.rules._decode
-        for name, number in self._scheduled:
-            for group, value in zip(groups, values_of(number)):
-                decode(group, name, value)
+            self.schedules.raise_contradiction()
 
     def refresh_clock(self) -> None:
         """Bring the host's step counts up to date."""
@@ -386,18 +346,8 @@ class Mirror:
 
     def check_capture(self) -> None:
         """While a stream captures: raise for a fused schedule that the graph could not move."""
-        refused = (fused for fused in self.schedules.fused if fused.refused is not None)
-        for fused in refused if capturing() else ():
-            raise RuntimeError(
-                f"{type(fused.scheduler).__name__} is fused and cannot be captured: {fused.refused}"
-            )
-        lacking = self.schedules.lacking() if capturing() else None
-        if lacking is not None:
-            raise RuntimeError(
-                f"{type(lacking).__name__} is computed ahead, and not all of its {lacking.horizon} "
-                "steps (its horizon) are there yet; call optimizer.prepare() before the capture, "
-                "or give the scheduler a smaller horizon"
-            )
+        if capturing():
+            self.schedules.check_capture()
 
     def take_back(self) -> None:
         """Put the device back to the last call, if a launch has made steps ahead of the next."""
@@ -467,7 +417,7 @@ class Mirror:
         self.since_upload = 0
         self.rows_behind = False
         self.cadence.retract()
-        self._sent = self._replayed = None
+        self.copy.forget()
         self.asked = self.schedules.asked
         if not plans and not self.schedules.fused:
             return
@@ -479,13 +429,7 @@ class Mirror:
             raise RuntimeError(f"The schedule program changed its size, but {RELEASE}.")
         places = self._history_places(plans, groups)
         self.programs, self.schedules.explicit = programs, explicit
-        names = dict.fromkeys(name for program in programs for name in program.columns)
-        self._scheduled = [(name, self.schedules.columns.index(name)) for name in names]
-        fused = self.schedules.fused
-        self._governs = bool(fused) and self.schedules.governed
-        simple = {id(f.scheduler) for f in fused if self._governs and not f.scheduler._children()}
-        sources = ((id(source.scheduler()), source.row) for source in programs[0].sources)
-        self._rows = {key: row for key, row in sources if key in simple}
+        self._governs = bool(self.schedules.fused) and self.schedules.governed
         for plan in plans:
             if not plan.fits(groups, self.programs):
                 self.refresh_clock()
@@ -494,7 +438,7 @@ class Mirror:
                 here = place if plan is plans[0] else (0, 0)
                 programs[0].ops[row, layout.ADDRESS], programs[0].ops[row, layout.AUX_LENGTH] = here
             plan.send_values(record, self.programs)
-        self._sent = record if plans else None
+        self.copy.take(record if plans else None, programs)
         calls = 0 if not plans or self.hosted() else len(self.schedules.fused)
         self.cadence.arrange(calls, programs[0].ends)
 
@@ -528,7 +472,7 @@ class Mirror:
             return False
         if any(plan.device.type != "cpu" for plan in self.plans.values()):
             return False
-        self._sent = self._replayed = None
+        self.copy.forget()
         for plan in self.blocks():
             plan.block.write_column(self.schedules.columns.index(name), values)  # type: ignore[union-attr]
         return True
@@ -541,20 +485,13 @@ class Mirror:
     def _send_record(self) -> None:
         """Send every value, and no schedule's position."""
         record = self.host_record()
-        if self._sent is not None:
-            self._sent = record
-        if self._replayed is not None:
-            self._replayed.send_record(record)
+        self.copy.take_record(record)
         for plan in self.blocks():
             plan.send_record(record)
 
     def write(self, group: int, values: Mapping[int, float]) -> None:
         """Send one group's values, by column."""
-        for column, value in values.items():
-            if self._sent is not None:
-                self._sent[column, group] = value
-            if self._replayed is not None:
-                self._replayed.write(group, column, value)
+        self.copy.write(group, values)
         for plan in self.blocks():
             plan.write(group, values)
 
@@ -573,7 +510,7 @@ class Mirror:
     def leave_plans(self) -> None:
         """The plans go: what their launches have written is taken."""
         self.refresh_clock()
-        self._sent = self._replayed = None
+        self.copy.forget()
         for history in self.schedules.histories:
             history.leave()
 

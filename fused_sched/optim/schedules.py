@@ -100,13 +100,32 @@ class Schedules:
             if hasattr(one, "_complete_table"):
                 yield one
 
-    def lacking(self) -> Any:
-        """A scheduler whose table is not complete, or None."""
-        return next((one for one in self._all() if one._lacks_rows()), None)
+    def check_capture(self) -> None:
+        """Raise for a schedule that a graph could not move."""
+        for fused in self.fused:
+            if fused.refused is not None:
+                name = type(fused.scheduler).__name__
+                raise RuntimeError(f"{name} is fused and cannot be captured: {fused.refused}")
+        for one in self._all():
+            if one._lacks_rows():
+                raise RuntimeError(
+                    f"{type(one).__name__} is computed ahead, and not all of its {one.horizon} "
+                    "steps (its horizon) are there yet; call optimizer.prepare() before the "
+                    "capture, or give the scheduler a smaller horizon"
+                )
 
-    def contradicted(self) -> Any:
-        """A scheduler whose function gave another value than a graph uses, told once; or None."""
-        return next((one for one in self._all() if _is_untold(one)), None)
+    def raise_contradiction(self) -> None:
+        """Raise, once, where a graph uses values that a user's function no longer gives."""
+        for one in self._all():
+            if not (told := one.__dict__.get("_contradiction")):
+                continue
+            one.__dict__["_contradiction"] = ()
+            raise RuntimeError(
+                f"{type(one).__name__}'s function now gives {told[0]} for step "
+                f"{one.__dict__['last_epoch']}, but the captured graph uses {told[1]}, computed "
+                "before the capture. Read again for the values that are used; to change them, call "
+                "optimizer.release_capture() and capture again."
+            )
 
     def is_inside(self, scheduler: Any) -> bool:
         """Whether another scheduler steps this one."""
@@ -294,11 +313,6 @@ def is_tabulated(scheduler: Any) -> bool:
         return scheduler._tabulated()
     except NO_FORM:  # lowering it says why
         return False
-
-
-def _is_untold(one: Any) -> bool:
-    """Whether a contradiction was noted that nobody has been told of."""
-    return one.__dict__.get("_contradiction") not in (None, ())
 
 
 def _cycles(one: Any) -> bool:

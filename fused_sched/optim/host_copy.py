@@ -1,0 +1,111 @@
+"""What the devices have got, kept on the host: the compiled engine makes their steps again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from fused_sched.tables.program import Assembled
+
+from .replay import Replay
+from .schedules import Schedules
+
+
+class HostCopy:
+    """How the host catches up with launches that advanced the schedules, without asking a device.
+
+    The groups' values come first; the schedulers' own attributes stay ``behind`` until they are
+    read.
+    """
+
+    def __init__(self, schedules: Schedules) -> None:
+        self.behind = False
+        self._schedules = schedules
+        self._record: Tensor | None = None  # [columns, groups], as it was sent
+        self._programs: Sequence[Assembled] = ()
+        self._replay: Replay | None = None
+        self._columns: list[tuple[str, int]] = []  # (name, number) of those that schedules move
+        self._rows: dict[int, int] = {}  # of fused schedulers without others inside, by their id
+
+    # -- what was sent ---------------------------------------------------------------------------
+
+    def take(self, record: Tensor | None, programs: Sequence[Assembled]) -> None:
+        """Everything was sent; ``record`` is None where there was no device to send it to."""
+        self._record, self._programs, self._replay = record, programs, None
+        names = dict.fromkeys(name for program in programs for name in program.columns)
+        self._columns = [(name, self._schedules.columns.index(name)) for name in names]
+        fused = self._schedules.fused if self._schedules.governed else ()
+        simple = {id(one.scheduler) for one in fused if not one.scheduler._children()}
+        sources = ((id(source.scheduler()), source.row) for source in programs[0].sources)
+        self._rows = {key: row for key, row in sources if key in simple}
+
+    def forget(self) -> None:
+        """The devices have got something that is not known here."""
+        self._record = self._replay = None
+
+    def take_record(self, record: Tensor) -> None:
+        """Every value was sent, and no schedule's position."""
+        if self._record is not None:
+            self._record = record
+        if self._replay is not None:
+            self._replay.send_record(record)
+
+    def write(self, group: int, values: Mapping[int, float]) -> None:
+        """One group's values were sent, by column."""
+        for column, value in values.items():
+            if self._record is not None:
+                self._record[column, group] = value
+            if self._replay is not None:
+                self._replay.write(group, column, value)
+
+    # -- the steps again -------------------------------------------------------------------------
+
+    def is_ready(self) -> bool:
+        """Whether the compiled engine can make the steps that the devices have made."""
+        if self._replay is None and self._record is not None and Replay.available():
+            sources = [source for program in self._programs for source in program.sources]
+            if not any(source.ahead for source in sources):
+                self._replay = Replay(self._record, self._programs)
+        return self._replay is not None
+
+    def advance(self, number: int, steps: int) -> None:
+        """Make so many steps of program ``number``."""
+        assert self._replay is not None
+        self._replay.advance(number, steps)
+        self.behind = True
+
+    def show_values(self, groups: Iterable[dict[str, Any]], decode: Callable[..., None]) -> None:
+        """Put the values that it has come to into the groups."""
+        assert self._replay is not None
+        self.put_values(groups, decode, self._replay.column)
+
+    def put_values(
+        self,
+        groups: Iterable[dict[str, Any]],
+        decode: Callable[..., None],
+        values_of: Callable[[int], Sequence[float]],
+    ) -> None:
+        """Put the scheduled columns into the groups, as Python floats.
+
+        Args:
+            decode: puts one value into a group, by its column's name.
+            values_of: a column's number -> its values, by group.
+        """
+        for name, number in self._columns:
+            for group, value in zip(groups, values_of(number)):
+                decode(group, name, value)
+
+    def show_positions(self) -> None:
+        """Bring the schedulers up to date; on the host's account."""
+        self.behind = False
+        if self._replay is not None:
+            self._schedules.lift(self._replay.block, self._programs)
+
+    def last_values(self, scheduler: Any) -> list[float] | None:
+        """What a scheduler that is behind has set last; None for one that is not, or not simple."""
+        row = self._rows.get(id(scheduler))
+        if row is None or not self.behind or self._replay is None:
+            return None
+        return self._replay.last(row)
