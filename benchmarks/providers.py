@@ -1,7 +1,6 @@
 """Everybody who is measured: torch's ways to step, each engine of ours, and peers.
 
-A step is what a user's loop calls after `backward()`: `opt.step(); sched.step()`, and in fused mode
-`opt.step()` alone, which includes the schedule.
+A step is what a user's loop calls after `backward()`: `opt.step(); sched.step()`, in fused mode too.
 """
 
 from collections.abc import Callable
@@ -122,9 +121,8 @@ def make_ours(
             return Pair(opt.step, context=context, alive=opt)
         sched = schedule(fused_sched.lr_scheduler, opt)
         if fuse:
-            fused_sched.fuse(opt, sched, interval=1)
-    update = opt.step if fuse else in_turn(opt.step, sched.step)
-    return Pair(update, context=context, alive=(opt, sched))
+            fused_sched.fuse(opt, sched)
+    return Pair(in_turn(opt.step, sched.step), context=context, alive=(opt, sched))
 
 
 def warm_up(step: Step, device: torch.device) -> None:

@@ -52,8 +52,8 @@ def summary(result: Result) -> str:
     ]
     header = ["", *(f"{name}<br>{_size(result, name)}" for name in shown.models)]
     what = (
-        f"{step.task(result)}: time of `opt.step(); sched.step()` (fused: of `opt.step()`, which "
-        "has the schedule in it), in brackets its ratio to torch fused."
+        f"{step.task(result)}: time of `opt.step(); sched.step()`, in brackets its ratio to torch "
+        "fused."
     )
     return f"{what}\n\n{markdown_table(header, lines)}\n{caption(result)}\n"
 

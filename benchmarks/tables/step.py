@@ -53,8 +53,8 @@ TITLE = "A step"
 
 NOTE = """\
 Time of `opt.step(); sched.step()`, in brackets its ratio to torch fused: the median of the ratios
-within a round. *explicit*: `sched.step()` is a step of its own. *fused*: `opt.step()` after
-`fuse(opt, sched, interval=1)`, which advances the schedule without a call.
+within a round. *explicit*: `sched.step()` is a step of its own. *fused*: the same loop after
+`fuse(opt, sched)`, where `sched.step()` confirms what the launch of `opt.step()` has computed.
 
 * *GB/s*: the bytes that a step has to move, over its time; only where they exceed 256 MiB, since
   fewer may come from a cache.
