@@ -1,6 +1,6 @@
 """Everybody who is measured: torch's ways to step, each engine of ours, and peers.
 
-A step is what a user's loop calls after `backward()`: `opt.step(); sched.step()`, in fused mode too.
+A step is what a user's loop calls after `backward()`: `opt.step(); sched.step()`, fused or not.
 """
 
 from collections.abc import Callable

@@ -26,7 +26,7 @@ COLUMNS = {"momentum": "momentum", "betas": "beta1"}
 WRITTEN = ("torch.optim.", "fused_sched.")
 """Modules of schedulers that are known; other classes are somebody's own."""
 
-FIRST_SECONDS = 0.05
+FIRST_SECONDS = 0.25
 """Time to spend on a table before it is known that a graph needs all of it."""
 
 PROBE = 1000

@@ -24,7 +24,7 @@ from fused_sched.tables.program import Assembled
 from .cadence import Cadence
 from .host_copy import HostCopy
 from .lean import Lean
-from .plan import RELEASE, Plan, capturing
+from .plan import RELEASE, Plan, capturable, capturing
 from .rates import Rates, rates_of, read_rates, write_rates
 from .schedules import Schedules
 
@@ -406,7 +406,7 @@ class Mirror:
 
     def upload_into(self, plan: Plan) -> None:
         """Give a plan its block, filled."""
-        if plan.device.type == "cuda" or hasattr(plan.engine, "lean_schedule"):
+        if capturable(plan.device) or hasattr(plan.engine, "lean_schedule"):
             self.schedules.own_programs(tabulate=False)
         self.refresh()
         self._upload([*self.blocks(), plan])
@@ -418,7 +418,9 @@ class Mirror:
         self.rows_behind = False
         self.cadence.retract()
         self.copy.forget()
-        self.asked = self.schedules.asked
+        with self.host_only():
+            self.asked = self.schedules.asked
+        self.schedules.tables |= any(capturable(plan.device) for plan in plans)
         if not plans and not self.schedules.fused:
             return
         record = self.host_record()
@@ -459,7 +461,9 @@ class Mirror:
         if rows or self.captured or (own and self.schedules.tables):
             self.upload()
             return
-        self.rows_behind |= own  # no graph can come: they are sent when a launch needs them
+        if own:  # no graph can come: the rows are sent when a launch needs them
+            self.rows_behind = True
+            self.lean.drop_schedule()
         if scheduler is None or not self._send_column(scheduler):
             self._send_record()
 
@@ -470,7 +474,7 @@ class Mirror:
         simple = scheduler._MOVES_ONE and self.rules._KEYS.get(name) == (name,)
         if not simple or scheduler._changed() or not all(type(value) is float for value in values):
             return False
-        if any(plan.device.type != "cpu" for plan in self.plans.values()):
+        if any(capturable(device) for device in self.plans):
             return False
         self.copy.forget()
         for plan in self.blocks():

@@ -31,6 +31,11 @@ def capturing(device: torch.device | None = None) -> bool:
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
+def capturable(device: torch.device) -> bool:
+    """Whether a CUDA graph may hold work on a device."""
+    return device.type == "cuda"
+
+
 def refuse_capturing(what: str) -> None:
     """Raise for a call that reads the device or allocates, while a stream captures."""
     if capturing():

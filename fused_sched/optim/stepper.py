@@ -333,7 +333,6 @@ class Stepper:
         _, engines = self._by_engine()
         self._retire(engines)
         mirror.schedules.own_programs(tabulate=True)
-        mirror.schedules.tables |= any(device.type == "cuda" for device in engines)
         plans = self._fitted(engines, everyone=True)
         mirror.upload()
         if tables and mirror.schedules.complete_tables():

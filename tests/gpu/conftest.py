@@ -13,6 +13,7 @@ os.environ["TRITON_INTERPRET"] = "0" if torch.cuda.is_available() else "1"
 import pytest
 
 import fused_sched
+from fused_sched.optim import mirror
 from tests.interpreter import quick
 
 _broken = False
@@ -38,11 +39,12 @@ ENGINES = ["triton", "native"] if torch.cuda.is_available() else ["triton"]
 
 
 @pytest.fixture(autouse=True, params=ENGINES)
-def engine(request) -> Iterator[str]:
+def engine(request, monkeypatch) -> Iterator[str]:
     with fused_sched.use_engine(request.param):
         if torch.cuda.is_available():
             yield request.param
         else:
+            monkeypatch.setattr(mirror, "capturable", lambda device: True)
             with quick():
                 yield request.param
 

@@ -38,7 +38,7 @@ def optimizers(device: torch.device) -> None:
         groups = [{"params": params[:9]}, {"params": params[9:40]}, {"params": params[40:]}]
         opt = case.build(fused_sched.optim, groups)
         sched = fused_sched.lr_scheduler.OneCycleLR(opt, max_lr=0.1, total_steps=20)
-        fused_sched.fuse(opt, sched, interval=1)
+        fused_sched.fuse(opt, sched)
         for step in range(STEPS):
             _set_gradients(params, step)
             opt.step()

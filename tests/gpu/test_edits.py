@@ -27,7 +27,7 @@ from .training import (
 def graphed(device):
     """(ours, stock, graph) of SGD with a fused cosine, after the warm-up."""
     ours, stock = train_both(SGD_COSINE, device)
-    fused_sched.fuse(ours.opt, ours.sched, interval=1)
+    fused_sched.fuse(ours.opt, ours.sched)
     ours.warm_up()
     stock.warm_up()
     return ours, stock, ours.capture()
@@ -117,7 +117,7 @@ def addresses(ours: Training) -> list[int]:
 def test_checkpoint_loaded_between_replays_takes_effect(pair, device):
     """The same three steps twice: from the checkpoint on, values and params repeat exactly."""
     ours = Training(pair, fused_sched, device, torch.float64)
-    fused_sched.fuse(ours.opt, ours.sched, interval=1)
+    fused_sched.fuse(ours.opt, ours.sched)
     ours.warm_up()
     graph = ours.capture()
     for _ in range(2):
@@ -143,7 +143,7 @@ def test_checkpoint_loaded_between_replays_takes_effect(pair, device):
 
 def test_stock_checkpoint_loaded_between_replays_takes_effect(device):
     ours, stock = train_both(ADAMW_ONE_CYCLE, device)
-    fused_sched.fuse(ours.opt, ours.sched, interval=1)
+    fused_sched.fuse(ours.opt, ours.sched)
     ours.warm_up()
     graph = ours.capture()
     ours.replay(graph)
@@ -235,7 +235,7 @@ def test_a_table_that_ends_inside_a_graph_holds_and_then_raises(device):
     weight.grad = torch.ones_like(weight)
     opt = fused_sched.optim.SGD([weight], lr=1.0)
     sched = fused_sched.lr_scheduler.LambdaLR(opt, lambda epoch: 0.5**epoch, horizon=3)
-    fused_sched.fuse(opt, sched, interval=1)
+    fused_sched.fuse(opt, sched)
     graph = new_graph(device)
     with capture(graph):
         opt.step()

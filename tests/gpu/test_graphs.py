@@ -43,7 +43,7 @@ def assert_replays_follow(ours: Training, stock: Training, graph, dtype, steps: 
 @over_pairs
 def test_fused_replays_equal_stock_steps(pair, dtype, device):
     ours, stock = train_both(pair, device, dtype)
-    fused_sched.fuse(ours.opt, ours.sched, interval=1)
+    fused_sched.fuse(ours.opt, ours.sched)
     ours.warm_up()
     stock.warm_up()
     graph = ours.capture()
@@ -104,11 +104,15 @@ def test_explicit_step_outside_the_graph_moves_its_lr(device):
 
 def test_scheduler_step_beside_fused_replays_does_nothing(device):
     ours, stock = train_both(ADAMW_ONE_CYCLE, device)
-    fused_sched.fuse(ours.opt, ours.sched, interval=1)
+    fused_sched.fuse(ours.opt, ours.sched)
     ours.warm_up()
     stock.warm_up()
     graph = ours.capture()
-    for step in range(5):
+    ours.replay(graph)
+    stock.iteration()
+    with pytest.warns(UserWarning, match="a captured graph moves the schedule"):
+        ours.sched.step()
+    for step in range(4):
         ours.replay(graph)
         ours.sched.step()
         stock.iteration()
@@ -132,7 +136,7 @@ def test_interval_counts_replays(device):
 def test_capture_after_prepare_needs_no_step(pair, device):
     """No step before the capture, only what cuBLAS wants: forward and backward once."""
     ours, stock = train_both(pair, device)
-    fused_sched.fuse(ours.opt, ours.sched, interval=1)
+    fused_sched.fuse(ours.opt, ours.sched)
     ours.opt.prepare()
     with side_stream(device):
         ours.backward()
@@ -193,7 +197,7 @@ def test_unprepared_scheduler_raises_inside_a_capture(device):
 
 def test_two_graphs_replayed_in_turn_equal_stock(device):
     ours, stock = train_both(ADAMW_ONE_CYCLE, device)
-    fused_sched.fuse(ours.opt, ours.sched, interval=1)
+    fused_sched.fuse(ours.opt, ours.sched)
     ours.warm_up()
     stock.warm_up()
     graphs = [ours.capture(), ours.capture()]
@@ -206,7 +210,7 @@ def test_two_graphs_replayed_in_turn_equal_stock(device):
 
 def test_two_steps_in_one_graph_equal_two_steps(device):
     ours, stock = train_both(ADAMW_ONE_CYCLE, device)
-    fused_sched.fuse(ours.opt, ours.sched, interval=1)
+    fused_sched.fuse(ours.opt, ours.sched)
     ours.warm_up()
     stock.warm_up()
     ours.load()
@@ -229,14 +233,14 @@ def test_two_steps_in_one_graph_equal_two_steps(device):
 def test_eager_steps_between_replays_continue_the_run(device):
     """Eager steps have tables of their own; the graph's addresses stay."""
     ours, stock = train_both(ADAMW_ONE_CYCLE, device)
-    fused_sched.fuse(ours.opt, ours.sched, interval=1)
+    fused_sched.fuse(ours.opt, ours.sched)
     ours.warm_up()
     stock.warm_up()
     graph = ours.capture()
     for step in range(6):
         stock.iteration()
         if step % 2:
-            ours.iteration()
+            ours.iteration(scheduler_step=False)
         else:
             ours.replay(graph)
         assert_same_values(ours, stock, f"after step {step + 1}")
@@ -246,7 +250,7 @@ def test_eager_steps_between_replays_continue_the_run(device):
 
 def test_a_new_capture_after_release_continues_the_run(device):
     ours, stock = train_both(ADAMW_ONE_CYCLE, device)
-    fused_sched.fuse(ours.opt, ours.sched, interval=1)
+    fused_sched.fuse(ours.opt, ours.sched)
     ours.warm_up()
     stock.warm_up()
     for attempt in range(3):
@@ -268,9 +272,10 @@ def test_lr_tensor_is_read_and_written_by_replays(halving, device):
     weight.grad = torch.ones_like(weight)
     opt = fused_sched.optim.SGD([weight], lr=lr)
     sched = fused_sched.lr_scheduler.ExponentialLR(opt, gamma=0.5 if halving else 1.0)
-    fused_sched.fuse(opt, sched, interval=1)
+    fused_sched.fuse(opt, sched)
     opt.step()
     assert weight.tolist() == [-1.0] * 4
+    sched.step()
     graph = new_graph(device)
     with capture(graph):
         opt.step()
@@ -309,7 +314,7 @@ def test_100000_replays_count_exactly(name, device):
 
     opt = fused_sched.optim.AdamW([weight], lr=0.1)
     sched = schedule(fused_sched.lr_scheduler, opt)
-    fused_sched.fuse(opt, sched, interval=1)
+    fused_sched.fuse(opt, sched)
     opt.prepare()
     graph = new_graph(device)
     with capture(graph):
@@ -333,7 +338,7 @@ def test_100000_replays_count_exactly(name, device):
 def test_graph_survives_pressure_on_the_allocators(cuda):
     """Memory that the graph reads is handed to nobody: neither device nor page-locked."""
     ours, stock = train_both(ADAMW_ONE_CYCLE, cuda)
-    fused_sched.fuse(ours.opt, ours.sched, interval=1)
+    fused_sched.fuse(ours.opt, ours.sched)
     ours.warm_up()
     stock.warm_up()
     graph = ours.capture()

@@ -18,7 +18,7 @@ over_pairs = pytest.mark.parametrize("pair", PAIRS, ids=[pair.id for pair in PAI
 def test_history_of_replays_is_that_of_stock_torch(pair, fuse, device):
     ours, stock = train_both(pair, device, torch.float64)
     if fuse:
-        fused_sched.fuse(ours.opt, ours.sched, interval=1)
+        fused_sched.fuse(ours.opt, ours.sched)
     history = ours.sched.history(STEPS + 10)
     ours.opt.prepare()
     ours.warm_up()
@@ -40,7 +40,7 @@ def test_history_of_replays_is_that_of_stock_torch(pair, fuse, device):
 
 def test_history_may_not_come_into_a_graph(device):
     ours, _ = train_both(PAIRS[0], device, torch.float64)
-    fused_sched.fuse(ours.opt, ours.sched, interval=1)
+    fused_sched.fuse(ours.opt, ours.sched)
     ours.warm_up()
     ours.capture()
     with pytest.raises(RuntimeError, match=r"history\(\) changes the tables"):

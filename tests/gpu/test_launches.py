@@ -23,7 +23,7 @@ WITH_ADDRESSES = {"triton": KERNEL_AND_COPY, "native": KERNEL}
 def fused(request, cuda):
     """Each pair, fused, a few steps old, with gradients at rest."""
     ours = Training(request.param, fused_sched, cuda, torch.float32)
-    fused_sched.fuse(ours.opt, ours.sched, interval=1)
+    fused_sched.fuse(ours.opt, ours.sched)
     ours.warm_up()
     ours.opt.step()
     return ours
@@ -125,6 +125,6 @@ def test_all_groups_and_dtypes_go_through_one_launch(cuda, tmp_path):
         param.grad = torch.ones_like(param)
     groups = [{"params": params[i::28], "lr": 0.01 * (i + 1)} for i in range(28)]
     opt = fused_sched.optim.AdamW(groups)
-    fused_sched.fuse(opt, fused_sched.lr_scheduler.ExponentialLR(opt, gamma=0.5), interval=1)
+    fused_sched.fuse(opt, fused_sched.lr_scheduler.ExponentialLR(opt, gamma=0.5))
     opt.step()
     assert launched(opt.step, tmp_path) == KERNEL

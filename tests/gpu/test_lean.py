@@ -43,7 +43,7 @@ def _native(engine: str, cuda: torch.device) -> None:
 def train_both_fused(pair: Any, device: torch.device) -> tuple[Training, Training]:
     """(ours, stock), a few steps old; ours takes lean ones."""
     ours, stock = train_both(pair, device)
-    fused_sched.fuse(ours.opt, ours.sched, interval=1)
+    fused_sched.fuse(ours.opt, ours.sched)
     for _ in range(3):
         ours.iteration()
         stock.iteration()
@@ -233,7 +233,7 @@ def test_host_time_of_a_fused_step(cuda, record_property):
         param.grad = torch.ones_like(param)
     opt = fused_sched.optim.AdamW(params, lr=1e-3)
     scheduler = fused_sched.lr_scheduler.CosineAnnealingLR(opt, T_max=100_000)
-    fused_sched.fuse(opt, scheduler, interval=1)
+    fused_sched.fuse(opt, scheduler)
     for _ in range(3):
         opt.step()
     assert opt._lean is not None

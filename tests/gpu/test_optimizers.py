@@ -180,7 +180,7 @@ def test_more_than_2_to_the_31_elements(cuda):
     param.grad = torch.full((size,), 0.25, dtype=torch.bfloat16, device=cuda)
     param.grad[places] = torch.arange(1, len(places) + 1, device=cuda).to(torch.bfloat16) / 16
     opt = fused_sched.optim.SGD([param], lr=0.5)
-    fused_sched.fuse(opt, fused_sched.lr_scheduler.ExponentialLR(opt, gamma=0.5), interval=1)
+    fused_sched.fuse(opt, fused_sched.lr_scheduler.ExponentialLR(opt, gamma=0.5))
     opt.step()
     opt.step()
     expected = [1 - 0.75 * (k + 1) / 16 for k in range(len(places))]

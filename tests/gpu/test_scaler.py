@@ -41,7 +41,7 @@ class Scaled:
         self.input = torch.zeros((), device=device)
         self.opt = getattr(fused_sched.optim, name)([self.weight, self.half], **kwargs, fused=True)
         self.sched = fused_sched.lr_scheduler.ExponentialLR(self.opt, gamma=0.75)
-        fused_sched.fuse(self.opt, self.sched, **fuse)
+        fused_sched.fuse(self.opt, self.sched, interval=1, **fuse)
         self.scaler = torch.amp.GradScaler(device.type, init_scale=SCALE, growth_interval=10_000)
 
     def loss(self) -> Tensor:

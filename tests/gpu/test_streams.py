@@ -23,7 +23,7 @@ SLEEP = 50_000_000
 @pytest.mark.parametrize("pair", PAIRS, ids=[pair.id for pair in PAIRS])
 def test_iterations_on_changing_streams_equal_stock(pair, cuda):
     ours, stock = train_both(pair, cuda)
-    fused_sched.fuse(ours.opt, ours.sched, interval=1)
+    fused_sched.fuse(ours.opt, ours.sched)
     streams = [torch.cuda.Stream() for _ in range(3)]
     last = torch.cuda.current_stream()
     for step in range(12):
@@ -78,7 +78,7 @@ def test_checkpoint_loaded_on_another_stream_waits_for_the_last_step(cuda):
 
 def test_replays_on_another_stream_are_seen_by_the_next_read(cuda):
     ours, stock = train_both(SGD_COSINE, cuda)
-    fused_sched.fuse(ours.opt, ours.sched, interval=1)
+    fused_sched.fuse(ours.opt, ours.sched)
     ours.warm_up()
     stock.warm_up()
     graph = ours.capture()
@@ -99,7 +99,7 @@ def test_host_that_runs_far_ahead_of_the_device(cuda):
     weight = Parameter(torch.zeros(4, device=cuda, dtype=torch.float64))
     grads = [torch.full((4,), float(2**k % 1021), device=cuda).double() for k in range(100)]
     opt = fused_sched.optim.SGD([weight], lr=1.0)
-    fused_sched.fuse(opt, fused_sched.lr_scheduler.ExponentialLR(opt, gamma=1.0), interval=1)
+    fused_sched.fuse(opt, fused_sched.lr_scheduler.ExponentialLR(opt, gamma=1.0))
     torch.cuda.synchronize()
     torch.cuda._sleep(SLEEP)
     for grad in grads:
