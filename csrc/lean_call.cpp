@@ -1,5 +1,6 @@
 // The lean call: scheduler.step() of a fused scheduler whose step the last launch has made.
 #include "cadence.h"
+#include "lean_groups.h"
 #include "lean_object.h"
 
 namespace lean {
@@ -9,41 +10,53 @@ struct CallObject {
   PyObject_HEAD
   Cadence cadence;
   int64_t number;
-  PyObject* keep;
+  PyObject *attributes, *groups, *keep;
 };
 
 CallObject* call_of(PyObject* self) { return reinterpret_cast<CallObject*>(self); }
 
-// LeanCall(cadence, number, keep): the address of the words of optim/cadence.py, the scheduler's
-// number among the fused ones, and what owns the words.
+// LeanCall(cadence, number, attributes, groups, keep): the address of the words of optim/cadence.py,
+// the scheduler's number among the fused ones, the optimizer's dict, a tuple of its groups, and what
+// owns the words.
 PyObject* new_call(PyTypeObject* type, PyObject* arguments, PyObject*) {
   unsigned long long words;
   long long number;
-  PyObject* keep;
-  if (!PyArg_ParseTuple(arguments, "KLO", &words, &number, &keep)) return nullptr;
+  PyObject *attributes, *groups, *keep;
+  if (!PyArg_ParseTuple(arguments, "KLO!O!O", &words, &number, &PyDict_Type, &attributes,
+                        &PyTuple_Type, &groups, &keep))
+    return nullptr;
   const auto allocate = reinterpret_cast<allocfunc>(PyType_GetSlot(type, Py_tp_alloc));
   PyObject* self = allocate(type, 0);
   if (self == nullptr) return nullptr;
   CallObject* call = call_of(self);
   call->cadence.words = reinterpret_cast<int64_t*>(words);
   call->number = number;
+  call->attributes = Py_NewRef(attributes);
+  call->groups = Py_NewRef(groups);
   call->keep = Py_NewRef(keep);
   return self;
 }
 
 int traverse_call(PyObject* self, visitproc visit, void* arg) {
   Py_VISIT(Py_TYPE(self));
+  Py_VISIT(call_of(self)->attributes);
+  Py_VISIT(call_of(self)->groups);
   Py_VISIT(call_of(self)->keep);
   return 0;
 }
 
 int clear_call(PyObject* self) {
-  Py_XDECREF(std::exchange(call_of(self)->keep, nullptr));
+  CallObject* call = call_of(self);
+  for (PyObject** ref : {&call->attributes, &call->groups, &call->keep})
+    Py_XDECREF(std::exchange(*ref, nullptr));
   return 0;
 }
 
 PyObject* step_call(PyObject* self, PyObject*) {
-  return PyBool_FromLong(call_of(self)->cadence.confirm(call_of(self)->number));
+  const CallObject* call = call_of(self);
+  PyObject* groups = PyDict_GetItemWithError(call->attributes, names.param_groups);
+  const bool same = groups != nullptr && PyList_Check(groups) && holds_all(groups, call->groups);
+  return PyBool_FromLong(same && call->cadence.confirm(call->number));
 }
 
 PyMethodDef call_methods[] = {

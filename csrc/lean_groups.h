@@ -6,6 +6,15 @@
 
 namespace lean {
 
+// Whether a list holds the same objects, in this order, as a tuple.
+inline bool holds_all(PyObject* list, PyObject* tuple) {
+  const Py_ssize_t count = PyTuple_Size(tuple);
+  if (PyList_Size(list) != count) return false;
+  for (Py_ssize_t i = 0; i < count; ++i)
+    if (PyList_GetItem(list, i) != PyTuple_GetItem(tuple, i)) return false;
+  return true;
+}
+
 class Groups {
  public:
   // False with an error set.

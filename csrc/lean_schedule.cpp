@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "cpu.h"
+#include "lean_groups.h"
 #include "lean_object.h"
 
 namespace lean {
@@ -67,11 +68,7 @@ int clear_schedule(PyObject* self) {
 
 bool has_same_groups(const ScheduleObject& schedule) {
   PyObject* list = PyDict_GetItemWithError(schedule.attributes, names.param_groups);
-  const Py_ssize_t count = PyTuple_Size(schedule.groups);
-  if (list != schedule.group_list || PyList_Size(list) != count) return false;
-  for (Py_ssize_t g = 0; g < count; ++g)
-    if (PyList_GetItem(list, g) != PyTuple_GetItem(schedule.groups, g)) return false;
-  return true;
+  return list == schedule.group_list && holds_all(list, schedule.groups);
 }
 
 PyObject* step_schedule(PyObject* self, PyObject*) {

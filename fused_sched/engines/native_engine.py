@@ -52,9 +52,12 @@ def advancer(block: Block, program: Program) -> Callable[[int], None]:
     return advance_by
 
 
-def lean_call(words: array[int], number: int) -> Any:
+def lean_call(words: array[int], number: int, optimizer: Any) -> Any:
     """A LeanCall of csrc/lean_call.cpp: the next calls of fused scheduler ``number``."""
-    return load_library().LeanCall(words.buffer_info()[0], number, words)
+    groups = tuple(optimizer.param_groups)
+    return load_library().LeanCall(
+        words.buffer_info()[0], number, optimizer.__dict__, groups, words
+    )
 
 
 def lean_schedule(block: Block, program: Program, optimizer: Any, limit: int | None) -> Any:

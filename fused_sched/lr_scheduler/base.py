@@ -52,7 +52,7 @@ class DeviceScheduler(LookAhead, Lowering, stock.LRScheduler):
     last_epoch = Live()
     _step_count = Live()
     _last_lr = Live()
-    base_lrs, max_lrs, milestones, lr_lambdas, min_lrs = (Shared() for _ in range(5))
+    base_lrs, max_lrs, milestones, _milestones, lr_lambdas, min_lrs = (Shared() for _ in range(6))
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Show torch's signature, and our own arguments after it."""
@@ -272,6 +272,8 @@ def _caught_up(state_dict: Any) -> Any:
         ledger = ledger_of(self.__dict__.get("optimizer"))
         if ledger is not None:
             ledger.mirror.drop_lean_schedule()
+        for one in inside(self):
+            one.__dict__.pop(LEAN, None)
         return state_dict(self)
 
     return caught_up

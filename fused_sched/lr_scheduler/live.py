@@ -48,5 +48,5 @@ class Shared(Live):
         ledger = None if instance is None else ledger_of(instance.__dict__.get("optimizer"))
         if ledger is not None and not ledger.mirror.hosting:
             ledger.mirror.refresh()
-            ledger.mirror.drop_lean_schedule()
+            ledger.mirror.expect_change()
         return super().__get__(instance, owner)

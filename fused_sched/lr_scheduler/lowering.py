@@ -7,6 +7,7 @@ torch's ``last_epoch``, ``_step_count`` and ``_last_lr`` it takes back in ``_lif
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 import warnings
 from collections.abc import Sequence
@@ -24,6 +25,9 @@ from .hyper import in_place_of_lr
 from .table import WRITTEN, complete, detached, inside, tabulate
 
 CACHES = ("_table", "_ahead", "_contradiction")
+
+_COMPUTING = ("get_lr", "_get_closed_form_lr", "_update_lr")
+"""Methods that compute values, which a user may also replace on one scheduler."""
 
 _RECORDS = ("state_dict", "load_state_dict", "get_last_lr", "print_lr")
 """Methods that a subclass may override without computing other values."""
@@ -58,8 +62,9 @@ class Lowering:
         return self._lower(child=False) is None
 
     def _changed(self) -> bool:
-        """Whether somebody's subclass computes other values than the class whose row this is."""
-        return computes_otherwise(type(self))  # type: ignore[arg-type]
+        """Whether a user's subclass or function computes other values than this class's row."""
+        own = any(name in self.__dict__ for name in _COMPUTING)
+        return own or computes_otherwise(type(self))  # type: ignore[arg-type]
 
     def _segments(self) -> Segments:
         """The rows of every column that this scheduler moves, with its position of now."""
@@ -187,8 +192,11 @@ def computes_otherwise(cls: Any) -> bool:
     """Whether a class of somebody's own in ``cls`` overrides a part of torch's recurrence."""
     stock = next(c for c in cls.__mro__ if c.__module__.startswith("torch.optim"))
     theirs = (c for c in cls.__mro__ if not c.__module__.startswith(WRITTEN))
+    options = inspect.signature(stock).parameters  # which a property may compute
     return any(
-        hasattr(stock, name) and not name.startswith("__") and name not in _RECORDS
+        (hasattr(stock, name) or name in options)
+        and not name.startswith("__")
+        and name not in _RECORDS
         for c in theirs
         for name in vars(c)
     )

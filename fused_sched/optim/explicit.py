@@ -19,11 +19,18 @@ def step_scheduler(
     mirror: Mirror, stepper: Stepper, scheduler: Any, *args: Any, **kwargs: Any
 ) -> None:
     """``scheduler.step()`` of one of our schedulers."""
+    with mirror.lock:
+        _step_scheduler(mirror, stepper, scheduler, *args, **kwargs)
+
+
+def _step_scheduler(
+    mirror: Mirror, stepper: Stepper, scheduler: Any, *args: Any, **kwargs: Any
+) -> None:
     fused = mirror.schedules.find(scheduler)
     if mirror.hosting:
         scheduler._host_step(*args, **kwargs)
     elif fused is not None and not args and not kwargs:
-        _step_fused(mirror, fused)
+        _step_fused(mirror, stepper, fused)
     elif not _advance_on_device(mirror, stepper, scheduler, args, kwargs):
         _step_on_host(mirror, scheduler, *args, **kwargs)
         keep_schedule(mirror, scheduler)
@@ -42,10 +49,11 @@ def _step_on_host(mirror: Mirror, scheduler: Any, *args: Any, **kwargs: Any) -> 
 # -- a fused scheduler ---------------------------------------------------------------------------
 
 
-def _step_fused(mirror: Mirror, fused: Fused) -> None:
+def _step_fused(mirror: Mirror, stepper: Stepper, fused: Fused) -> None:
     """A call for a schedule that rides in the launch of ``optimizer.step()``."""
     if capturing():
         return  # the captured launch advances it
+    stepper.adopt()  # the groups may be others than those that the launch has moved
     fused.calls += 1
     if mirror.captured:
         _warn_once(fused, _MOVED_BY_REPLAYS.format(type(fused.scheduler).__name__))

@@ -47,9 +47,10 @@ class Group(dict[str, Any]):
         return super().values()
 
     def __setitem__(self, key: str, value: Any) -> None:
-        before_write(self.mirror, self, key, value)
-        super().__setitem__(key, value)
-        after_write(self.mirror, self, key)
+        with self.mirror.lock:
+            before_write(self.mirror, self, key, value)
+            super().__setitem__(key, value)
+            after_write(self.mirror, self, key)
 
     def __delitem__(self, key: str) -> None:
         self.mirror.refresh()

@@ -26,14 +26,25 @@ class HostCopy:
         self._record: Tensor | None = None  # [columns, groups], as it was sent
         self._programs: Sequence[Assembled] = ()
         self._replay: Replay | None = None
+        self._groups: tuple[dict[str, Any], ...] = ()
         self._columns: list[tuple[str, int]] = []  # (name, number) of those that schedules move
         self._rows: dict[int, int] = {}  # of fused schedulers without others inside, by their id
 
     # -- what was sent ---------------------------------------------------------------------------
 
-    def take(self, record: Tensor | None, programs: Sequence[Assembled]) -> None:
-        """Everything was sent; ``record`` is None where there was no device to send it to."""
+    def take(
+        self,
+        record: Tensor | None,
+        programs: Sequence[Assembled],
+        groups: Iterable[dict[str, Any]],
+    ) -> None:
+        """Everything was sent; ``record`` is None where there was no device to send it to.
+
+        Args:
+            groups: the ones whose values it holds, in their order.
+        """
         self._record, self._programs, self._replay = record, programs, None
+        self._groups = tuple(groups)
         names = dict.fromkeys(name for program in programs for name in program.columns)
         self._columns = [(name, self._schedules.columns.index(name)) for name in names]
         fused = self._schedules.fused if self._schedules.governed else ()
@@ -76,16 +87,13 @@ class HostCopy:
         self._replay.advance(number, steps)
         self.behind = True
 
-    def show_values(self, groups: Iterable[dict[str, Any]], decode: Callable[..., None]) -> None:
+    def show_values(self, decode: Callable[..., None]) -> None:
         """Put the values that it has come to into the groups."""
         assert self._replay is not None
-        self.put_values(groups, decode, self._replay.column)
+        self.put_values(decode, self._replay.column)
 
     def put_values(
-        self,
-        groups: Iterable[dict[str, Any]],
-        decode: Callable[..., None],
-        values_of: Callable[[int], Sequence[float]],
+        self, decode: Callable[..., None], values_of: Callable[[int], Sequence[float]]
     ) -> None:
         """Put the scheduled columns into the groups, as Python floats.
 
@@ -94,7 +102,7 @@ class HostCopy:
             values_of: a column's number -> its values, by group.
         """
         for name, number in self._columns:
-            for group, value in zip(groups, values_of(number)):
+            for group, value in zip(self._groups, values_of(number)):
                 decode(group, name, value)
 
     def show_positions(self) -> None:

@@ -75,7 +75,9 @@ def keep_calls(mirror: Mirror, plan: Plan) -> None:
         return
     for number, fused in enumerate(mirror.schedules.fused):
         if LEAN not in fused.scheduler.__dict__:
-            fused.scheduler.__dict__[LEAN] = plan.engine.lean_call(mirror.cadence.words, number)
+            fused.scheduler.__dict__[LEAN] = plan.engine.lean_call(
+                mirror.cadence.words, number, mirror.optimizer
+            )
 
 
 def _found(mirror: Mirror, keeper: StateKeeper, plan: Plan, params: Sequence[Tensor]) -> Found:

@@ -35,6 +35,7 @@ class Ledger:
         mirror.refuse_if_captured("fuse()")
         mirror.refresh()
         mirror.zeroed.clear()  # by a scheduler that warms up from 0, not by a checkpoint's probe
+        mirror.schedules.drop_abandoned()
         before = list(mirror.schedules.fused)
         mirror.schedules.fuse(Fused(scheduler, interval, on_skip))
         try:
@@ -44,6 +45,7 @@ class Ledger:
             self.stepper.prepare(tables=False)
         except BaseException:
             mirror.schedules.fused = before
+            mirror.upload()
             raise
 
     def unfuse(self, scheduler: Any) -> None:

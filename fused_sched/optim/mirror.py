@@ -10,9 +10,11 @@ only the device saw (``values_ahead``); and a captured graph, whose replays the 
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -33,16 +35,24 @@ _FEW = 64
 
 
 class _HostOnly(AbstractContextManager[None]):
-    """See ``Mirror.host_only``; may be entered within itself."""
+    """See ``Mirror.host_only``: one thread's; may be entered within itself."""
 
-    def __init__(self, mirror: Mirror) -> None:
-        self._mirror = weakref.proxy(mirror)
+    def __init__(self, lock: Any) -> None:
+        self._lock = lock
+        self._owner = self._depth = 0
 
     def __enter__(self) -> None:
-        self._mirror._busy += 1
+        self._lock.acquire()
+        self._owner = get_ident()
+        self._depth += 1
 
     def __exit__(self, *_: object) -> None:
-        self._mirror._busy -= 1
+        self._depth -= 1
+        self._lock.release()
+
+    def is_entered(self) -> bool:
+        """Whether this thread is within."""
+        return self._depth > 0 and self._owner == get_ident()
 
 
 class Mirror:
@@ -62,11 +72,13 @@ class Mirror:
         self.captured = False
         self.lean = Lean(self.reference)
         self.since_upload = 0
+        self.exposed = False  # whether a user may be changing a fused scheduler's lists
         self.rows_behind = False  # the devices' rows, to schedulers that the host has stepped
-        self._busy = 0
         self.copy = HostCopy(self.schedules)
         self._governs = False  # whether calls govern all that is fused
-        self._host_only = _HostOnly(self)
+        self.lock = threading.RLock()  # a thread that logs lr may read while another one trains
+        self._host_only = _HostOnly(self.lock)
+        self.written: set[str] = set()  # keys of groups that were assigned on the host's account
         self.zeroed: set[int] = set()  # groups whose lr was assigned 0 since the last step
 
     @property
@@ -83,29 +95,32 @@ class Mirror:
 
     def refresh(self) -> None:
         """Bring the host's values up to date; during a capture they stay as they were."""
-        if self._busy:
+        if self.hosting:
             return
-        self.settle()
-        self._catch_up()
-        self._take_positions()
+        with self.lock:
+            self.settle()
+            self._catch_up()
+            self._take_positions()
 
     def refresh_values(self) -> None:
         """Bring the groups up to date, and the schedulers only where that costs nothing more."""
-        if self._busy:
+        if self.hosting:
             return
-        if not self._governs:
-            self.settle()
-        self._catch_up()
+        with self.lock:
+            if not self._governs:
+                self.settle()
+            self._catch_up()
 
     def last_values(self, scheduler: Any) -> list[float] | None:
         """What a fused scheduler has set last; None where its attributes must be looked at.
 
         Spares a loop that logs ``get_last_lr()`` at each step the rest of them.
         """
-        if self._busy:
+        if self.hosting:
             return None
-        self.refresh_values()
-        return self.copy.last_values(scheduler)
+        with self.lock:
+            self.refresh_values()
+            return self.copy.last_values(scheduler)
 
     def _catch_up(self) -> None:
         cadence = self.cadence
@@ -134,7 +149,7 @@ class Mirror:
             owed, self.lean.owed = self.lean.owed, 0
             if number is not None:
                 self.copy.advance(number, owed)
-        self.copy.show_values(self.optimizer.param_groups, self.rules._decode)
+        self.copy.show_values(self.rules._decode)
 
     def _repeat(self) -> None:
         """Run torch's recurrences for the steps that the device has made alone."""
@@ -177,8 +192,7 @@ class Mirror:
         with self.host_only():
             self.schedules.lift(host, self.programs)
         current = host.record[int(host.clock[layout.CLOCK]) & 1].tolist()
-        groups = self.optimizer.param_groups
-        self.copy.put_values(groups, self.rules._decode, current.__getitem__)
+        self.copy.put_values(self.rules._decode, current.__getitem__)
         if host.clock[layout.OVERRUN]:
             for plan in plans:
                 assert plan.block is not None
@@ -202,7 +216,7 @@ class Mirror:
     @property
     def hosting(self) -> bool:
         """Whether the host is changing values on its own account."""
-        return self._busy > 0
+        return self._host_only.is_entered()
 
     def host_only(self) -> _HostOnly:
         """Within: reads do not catch up and writes stay on the host."""
@@ -225,6 +239,17 @@ class Mirror:
         """Something else may move the schedule: its next step is the host's."""
         self.settle()
         self.lean.drop_schedule()
+
+    def expect_change(self) -> None:
+        """A list of a scheduler's was handed out, which may be changed in place.
+
+        The next step of each schedule is the host's, which then sends what it has become.
+        """
+        self.drop_lean_schedule()
+        if self.schedules.fused and not self.exposed:
+            self.take_back()
+            self.drop_lean()
+            self.exposed = True
 
     # -- what a launch changed -------------------------------------------------------------------
 
@@ -329,10 +354,11 @@ class Mirror:
             scaled: only the device knows whether the next step is made.
         """
         intervals = [fused.interval for fused in self.schedules.fused]
+        looks = self.asked or (self.exposed and bool(self.blocks()))
         if None not in intervals:
-            return self.asked and not (scaled and self.schedules.tables)
+            return looks and not (scaled and self.schedules.tables)
         mixed = any(interval is not None for interval in intervals)
-        return mixed or self.asked or self.values_ahead or not self.blocks() or bool(self.rates())
+        return mixed or looks or self.values_ahead or not self.blocks() or bool(self.rates())
 
     def counts_intervals(self) -> bool:
         """Whether the host counts each step, for a schedule with an interval that it makes."""
@@ -402,7 +428,8 @@ class Mirror:
 
     def upload(self) -> None:
         """Send every value and schedule position to every device."""
-        self._upload(self.blocks())
+        with self.lock:
+            self._upload(self.blocks())
 
     def upload_into(self, plan: Plan) -> None:
         """Give a plan its block, filled."""
@@ -415,7 +442,7 @@ class Mirror:
         self.drop_lean()
         self.lean.drop_schedule()
         self.since_upload = 0
-        self.rows_behind = False
+        self.rows_behind = self.exposed = False
         self.cadence.retract()
         self.copy.forget()
         with self.host_only():
@@ -440,7 +467,7 @@ class Mirror:
                 here = place if plan is plans[0] else (0, 0)
                 programs[0].ops[row, layout.ADDRESS], programs[0].ops[row, layout.AUX_LENGTH] = here
             plan.send_values(record, self.programs)
-        self.copy.take(record if plans else None, programs)
+        self.copy.take(record if plans else None, programs, self.optimizer.param_groups)
         calls = 0 if not plans or self.hosted() else len(self.schedules.fused)
         self.cadence.arrange(calls, programs[0].ends)
 
@@ -472,7 +499,13 @@ class Mirror:
         name = scheduler.hyper
         values = [dict.__getitem__(group, name) for group in self.optimizer.param_groups]
         simple = scheduler._MOVES_ONE and self.rules._KEYS.get(name) == (name,)
-        if not simple or scheduler._changed() or not all(type(value) is float for value in values):
+        others, self.written = self.written - {name}, set()
+        if (
+            others
+            or not simple
+            or scheduler._changed()
+            or not all(type(value) is float for value in values)
+        ):
             return False
         if any(capturable(device) for device in self.plans):
             return False
@@ -508,13 +541,15 @@ class Mirror:
 
     def reprogram(self) -> None:
         """A scheduler's attributes changed: send its row anew."""
-        if not self._busy:
+        if not self.hosting:
             self.upload()
 
     def leave_plans(self) -> None:
         """The plans go: what their launches have written is taken."""
         self.refresh_clock()
         self.copy.forget()
+        self.cadence.retract()
+        self.cadence.arrange(0, None)
         for history in self.schedules.histories:
             history.leave()
 

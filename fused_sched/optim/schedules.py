@@ -146,10 +146,9 @@ class Schedules:
             if other.scheduler is fused.scheduler:
                 self.fused[number] = fused
                 return
-        self._drop_abandoned()
         self.fused.append(fused)
 
-    def _drop_abandoned(self) -> None:
+    def drop_abandoned(self) -> None:
         """Take out the schedulers that only this list still holds: their calls cannot come."""
         held = []
         for fused in self.fused:
@@ -277,12 +276,18 @@ class Schedules:
         """Take the schedulers' positions from a fetched block."""
         for number, (program, assembled) in enumerate(zip(host.programs, programs, strict=True)):
             ops = program.ops.tolist()
-            for source in assembled.sources:
-                self._lift_source(source, ops[source.row], program.lanes, assembled)
+            epochs = [words[layout.EPOCH] for words in ops]
             if number == 0 and not self.governed:
                 self._lift_ticks(ops, assembled)
-        for scheduler in self.roots():
-            scheduler._lift_composite()
+            if epochs == assembled.epochs:
+                continue  # it has not moved, and the host may have since
+            sources = [source for source in assembled.sources if source.scheduler() is not None]
+            for source in sources:
+                self._lift_source(source, ops[source.row], program.lanes, assembled)
+            assembled.epochs = epochs
+            for scheduler in self.roots():
+                if any(_steps(scheduler, source.scheduler()) for source in sources):
+                    scheduler._lift_composite()
 
     def _lift_source(
         self, source: Source, words: Sequence[int], lanes: Any, assembled: Assembled
@@ -295,7 +300,6 @@ class Schedules:
             scheduler._catch_up(words[layout.EPOCH] - assembled.epochs[source.row], values)
         else:
             scheduler._lift(words[layout.EPOCH], words[layout.COUNT], values)
-        assembled.epochs[source.row] = words[layout.EPOCH]
 
     def _lift_ticks(self, ops: Sequence[Sequence[int]], assembled: Assembled) -> None:
         for fused in self.fused:

@@ -245,6 +245,10 @@ class Stepper:
 
     def step(self) -> None:
         """Every param's update, and the fused schedules' advance."""
+        with self.mirror.lock:
+            self._step()
+
+    def _step(self) -> None:
         mirror = self.mirror
         mirror.settle()
         optimizer = mirror.optimizer
@@ -332,7 +336,7 @@ class Stepper:
         mirror.refresh()
         _, engines = self._by_engine()
         self._retire(engines)
-        mirror.schedules.own_programs(tabulate=True)
+        mirror.schedules.own_programs(tabulate=tables)
         plans = self._fitted(engines, everyone=True)
         mirror.upload()
         if tables and mirror.schedules.complete_tables():

@@ -64,6 +64,8 @@ def _refuse_unusable(mirror: Mirror, group: dict[str, Any], key: str, value: Any
 def after_write(mirror: Mirror, group: dict[str, Any], key: str) -> None:
     """Send one group's new value to the device."""
     optimizer = mirror.reference()
+    if mirror.hosting:
+        mirror.written.add(key)
     if mirror.hosting or optimizer is None or not mirror.blocks():
         return
     number = next((i for i, g in enumerate(optimizer.param_groups) if g is group), None)
