@@ -42,6 +42,7 @@ QUICK = (
     "tests/test_protocol.py",
     "tests/test_state.py",
     "tests/test_lean.py",
+    "tests/test_calls_edges.py",
     "tests/test_kernels.py",
     "tests/test_compile.py",
     "tests/test_cli_plot.py",
