@@ -37,6 +37,10 @@ def test_schedules_by_where_they_advance(engine):
     side = our_side(EXPONENTIAL, LAMBDA)
     fused_sched.fuse(side.opt, side.scheduler, interval=1)
     told = fused_sched.explain(side.opt)
+    assert (told.fused, told.explicit) == (["ExponentialLR"], ["LambdaLR"])
+    assert list(told.host_only) == ["LambdaLR"]  # its function is asked at each step
+    side.opt.prepare()
+    told = fused_sched.explain(side.opt)
     assert (told.fused, told.explicit, told.host_only) == (["ExponentialLR"], ["LambdaLR"], {})
 
 

@@ -19,7 +19,7 @@ class Group(dict[str, Any]):
     also between replays of a captured graph. Copies, pickles and checkpoints hold plain dicts.
     """
 
-    __slots__ = ("mirror",)
+    __slots__ = ("__weakref__", "mirror")
 
     def __init__(self, values: dict[str, Any], mirror: Mirror) -> None:
         super().__init__(values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,11 @@ from fused_sched.tables.program import Assembled
 
 from .replay import Replay
 from .schedules import Schedules
+
+
+def _reference(group: dict[str, Any]) -> Callable[[], dict[str, Any] | None]:
+    """A group, without holding what refers back to the mirror; a plain dict refers to nothing."""
+    return (lambda: group) if type(group) is dict else weakref.ref(group)
 
 
 class HostCopy:
@@ -26,7 +32,7 @@ class HostCopy:
         self._record: Tensor | None = None  # [columns, groups], as it was sent
         self._programs: Sequence[Assembled] = ()
         self._replay: Replay | None = None
-        self._groups: tuple[dict[str, Any], ...] = ()
+        self._groups: list[Callable[[], dict[str, Any] | None]] = []
         self._columns: list[tuple[str, int]] = []  # (name, number) of those that schedules move
         self._rows: dict[int, int] = {}  # of fused schedulers without others inside, by their id
 
@@ -44,7 +50,7 @@ class HostCopy:
             groups: the ones whose values it holds, in their order.
         """
         self._record, self._programs, self._replay = record, programs, None
-        self._groups = tuple(groups)
+        self._groups = [_reference(group) for group in groups]
         names = dict.fromkeys(name for program in programs for name in program.columns)
         self._columns = [(name, self._schedules.columns.index(name)) for name in names]
         fused = self._schedules.fused if self._schedules.governed else ()
@@ -101,9 +107,11 @@ class HostCopy:
             decode: puts one value into a group, by its column's name.
             values_of: a column's number -> its values, by group.
         """
+        groups = [reference() for reference in self._groups]
         for name, number in self._columns:
-            for group, value in zip(self._groups, values_of(number)):
-                decode(group, name, value)
+            for group, value in zip(groups, values_of(number)):
+                if group is not None:  # one that was replaced is gone
+                    decode(group, name, value)
 
     def show_positions(self) -> None:
         """Bring the schedulers up to date; on the host's account."""
