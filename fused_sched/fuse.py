@@ -119,7 +119,7 @@ def _check_stock(optimizer: Any) -> None:
     patched = optimizer.__dict__.get("step")
     if patched is not None and not hasattr(patched, "_wrapped_by_lr_sched"):
         raise RuntimeError(
-            "optimizer.step() has been replaced by somebody's own function, which would be lost; "
+            "optimizer.step() was replaced by a function of your own, which would be lost; "
             "fuse the optimizer first, then replace its step"
         )
 

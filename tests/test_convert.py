@@ -222,7 +222,7 @@ def test_bad_horizon_is_refused():
 def test_step_replaced_by_somebody_is_not_lost():
     side = stock_side(EXPONENTIAL)
     side.opt.step = lambda: None
-    with pytest.raises(RuntimeError, match="replaced by somebody's own function"):
+    with pytest.raises(RuntimeError, match="replaced by a function of your own"):
         fused_sched.fuse(side.opt, side.scheduler, interval=1)
 
 
