@@ -27,8 +27,11 @@ endef
 demo: .venv/.ready
 	$(PY) examples/train_digits.py
 
+# Then what a GPU is to show of graphs, on CPU tensors with a stand-in for a capture.
 test: lint
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --ignore=tests/gpu tests
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --confcutdir=tests/gpu \
+		tests/gpu/test_calls.py tests/gpu/test_edits.py tests/gpu/test_graphs.py
 
 # The long form: three times the random schedules; writes docs/conformance.md. About 12 minutes.
 conformance: .venv/.ready
