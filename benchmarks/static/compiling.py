@@ -17,6 +17,7 @@ from triton.compiler import ASTSource
 from benchmarks.static.machine_code import Instruction, parse_amdgcn, parse_sass
 from benchmarks.static.targets import WARPS, Target
 from benchmarks.static.variants import KINDS, Variant
+from fused_sched.kernels.rules import RULES
 from fused_sched.kernels.schedule import LAUNCH_OPTIONS, schedule_kernel
 from fused_sched.kernels.update import launch_options, update_kernel
 from fused_sched.tables import layout
@@ -33,8 +34,11 @@ TYPES = {
 
 def constants_of(variant: Variant) -> dict[str, Any]:
     """The constexpr arguments of ``update_kernel``."""
+    rule = RULES[variant.rule]
     return {
-        "RULE": variant.rule,
+        "COEFFICIENTS": rule.coefficients,
+        "RULE": rule.rule,
+        "REQUIRED": rule.required,
         "KINDS": tuple(tuple(TYPES[name] for name in kind) for kind in KINDS[variant.kinds]),
         "STATES": variant.states,
         "SCALER": variant.scaler,

@@ -116,6 +116,8 @@ def _update_args(
     scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> list[Any]:
+    from fused_sched.kernels.rules import RULES
+
     columns, groups = block.record.shape[1:]
     unused = block.record
     return [
@@ -135,7 +137,7 @@ def _update_args(
         table.addresses.shape[1],
         columns,
         groups,
-        rule,
+        *RULES[rule],
         _kinds(table.kinds),
         table.state_slots,
         found_inf is not None,
@@ -164,8 +166,9 @@ def update(
     table.send_addresses(grads)
     args = _update_args(block, table, program, rule, advance, scale, found_inf)
     key = (block.device, *args[16:])
+    options = launch_options(_kinds(table.kinds))
     with _on(block.device):
-        _launch(update_kernel, key, table.programs, args, launch_options(args[17]))
+        _launch(update_kernel, key, table.programs, args, options)
 
 
 def load(block: Block, table: ParamTable, program: Program | None, rule: str) -> None:
@@ -176,10 +179,11 @@ def load(block: Block, table: ParamTable, program: Program | None, rule: str) ->
     from fused_sched.kernels.update import launch_options, update_kernel
 
     one = torch.ones(1, device=block.device)
+    options = launch_options(_kinds(table.kinds))
     with _on(block.device):
         for scale, found_inf in ((None, None), (None, one), (one, one)):
             args = _update_args(block, table, program, rule, layout.STAY, scale, found_inf)
-            _handle(update_kernel, (block.device, *args[16:]), args, launch_options(args[17]))
+            _handle(update_kernel, (block.device, *args[16:]), args, options)
         # Also while no scheduler is explicit: one that comes later may be captured first.
         args = _advance_args(block, block.programs[0], 1, None, None)
         _handle(schedule_kernel, ("schedule", block.device), args, LAUNCH_OPTIONS)

@@ -1,12 +1,16 @@
 """The update rules: what happens to one element, in the compute type, whatever the storage.
 
-Each optimizer is two functions with torch's symbols: ``*_coefficients`` turns a group's values of
-this step into scalars, once per program; ``*_rule`` is the elementwise update. ``h`` points at the
-current half of the hyper record at the tensor's group; column c lies at ``h + c * G``.
+Each optimizer is two functions with torch's symbols, and a row of RULES: ``*_coefficients`` turns a
+group's values of this step into scalars, once per program; ``*_rule`` is the elementwise update of
+the param and of a tuple of states. ``h`` points at the current half of the hyper record at the
+tensor's group; column c lies at ``h + c * G``.
 """
+
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
+from triton import JITFunction
 
 from fused_sched.tables import layout
 
@@ -68,15 +72,18 @@ def sgd_coefficients(h, G, step, C: tl.constexpr):
 
 
 @triton.jit
-def sgd_rule(p, g, buf, c):
+def sgd_rule(p, g, states, c):
     """b = mu b + (1 - tau) g, or g at the first step; p -= lr b (nesterov: g + mu b)."""
     lr, weight_decay, momentum, undamped, nesterov, sign, first, _ = c
+    buf = g
+    if len(states) > 0:
+        buf = states[0]
     g = g * sign
     g = tl.where(weight_decay != 0.0, g + weight_decay * p, g)
     b = tl.where(first != 0.0, g, momentum * buf + undamped * g)
     moving = tl.where(nesterov != 0.0, g + momentum * b, b)
     p = p - lr * tl.where(momentum != 0.0, moving, g)
-    return p, tl.where(momentum != 0.0, b, buf)
+    return p, (tl.where(momentum != 0.0, b, buf),)
 
 
 @triton.jit
@@ -123,9 +130,12 @@ def _quotient(a, square, eps, IEEE: tl.constexpr):
 
 
 @triton.jit
-def adam_rule(p, g, m, v, largest, c, AMSGRAD: tl.constexpr):
+def adam_rule(p, g, states, c):
     """m += (1 - b1)(g - m); v = b2 v + (1 - b2) g^2; p -= lr / bc1 * m / (sqrt(v / bc2) + eps)."""
     step_size, eps, weight, beta2, one_minus_beta2, decay, l2, sign, amsgrad = c
+    m = states[0]
+    v = states[1]
+    largest = v
     g = g * sign
     g = tl.where(l2 != 0.0, g + l2 * p, g)
     p = p * decay
@@ -133,8 +143,30 @@ def adam_rule(p, g, m, v, largest, c, AMSGRAD: tl.constexpr):
     m = tl.where(weight > 0.0, m, g) + weight * (g - m)
     v = beta2 * v + one_minus_beta2 * g * g
     second = v
-    if AMSGRAD:
+    if len(states) > 2:
+        largest = states[2]
         largest = tl.where((v > largest) | (v != v), v, largest)
         second = tl.where(amsgrad != 0.0, largest, v)
-    p = p - _quotient(step_size * m, second, eps, not AMSGRAD)
-    return p, m, v, largest
+    p = p - _quotient(step_size * m, second, eps, len(states) == 2)
+    return p, (m, v, largest)
+
+
+class Rule(NamedTuple):
+    """What the update kernel is compiled with for one optimizer.
+
+    Attributes:
+        coefficients: ``(h, G, step, C)`` to a tuple of scalars.
+        rule: ``(p, g, states, coefficients)`` to ``(p, states)``; it may return more states than
+            it got, of which the kernel stores as many as there are.
+        required: states that every group keeps; a later one may be missing in some groups.
+    """
+
+    coefficients: JITFunction
+    rule: JITFunction
+    required: int
+
+
+RULES = {
+    "sgd": Rule(sgd_coefficients, sgd_rule, required=0),
+    "adam": Rule(adam_coefficients, adam_rule, required=2),
+}

@@ -25,11 +25,8 @@ from .constants import (
     PARAM,
     PARAM_INDEX,
     STATE0,
-    STATE1,
-    STATE2,
     TICKET,
 )
-from .rules import adam_coefficients, adam_rule, sgd_coefficients, sgd_rule
 from .schedule import LAUNCH_OPTIONS as SCHEDULE_OPTIONS
 from .schedule import run_program
 
@@ -57,10 +54,19 @@ def _pointer(address, start, DTYPE: tl.constexpr, VECTOR: tl.constexpr):
 
 
 @triton.jit
+def _elements(k: tl.constexpr, addresses, left, REQUIRED: tl.constexpr):
+    """How many elements of state k to move: none where the group does not keep it."""
+    count = left
+    if k >= REQUIRED:
+        count = tl.where(addresses[2 + k] != 0, left, 0)
+    return count
+
+
+@triton.jit
 def _update_chunk(
     addresses, start, left, c, inv_scale,
-    RULE: tl.constexpr, C: tl.constexpr, KINDS: tl.constexpr, K: tl.constexpr,
-    STATES: tl.constexpr, UNSCALE: tl.constexpr, VECTOR: tl.constexpr,
+    RULE: tl.constexpr, REQUIRED: tl.constexpr, C: tl.constexpr, KINDS: tl.constexpr,
+    K: tl.constexpr, STATES: tl.constexpr, UNSCALE: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """Apply RULE to elements start ... start + left of one tensor, WIDTH at a time.
 
@@ -71,9 +77,9 @@ def _update_chunk(
     S: tl.constexpr = KINDS[K][2]
     p_ptr = _pointer(addresses[0], start, P, VECTOR)
     g_ptr = _pointer(addresses[1], start, GRAD_DTYPE, VECTOR)
-    s0_ptr = _pointer(addresses[2], start, S, VECTOR)
-    s1_ptr = _pointer(addresses[3], start, S, VECTOR)
-    s2_ptr = _pointer(addresses[4], start, S, VECTOR)
+    state_ptrs = ()
+    for k in tl.static_range(STATES):
+        state_ptrs += (_pointer(addresses[2 + k], start, S, VECTOR),)
     WIDTH: tl.constexpr = BLOCK if VECTOR else RAGGED_BLOCK
     if VECTOR:
         # Shows the compiler that the mask holds for four elements at a time.
@@ -88,26 +94,14 @@ def _update_chunk(
         if UNSCALE:
             g = g * inv_scale
             tl.store(g_ptr + at, g.to(GRAD_DTYPE), mask=mask)
-        if RULE == "sgd":
-            buf = g
-            if STATES > 0:
-                kept = at < tl.where(addresses[2] != 0, left, 0)
-                buf = tl.load(s0_ptr + at, mask=kept, other=0.0).to(C)
-            p, buf = sgd_rule(p, g, buf, c)
-            if STATES > 0:
-                tl.store(s0_ptr + at, buf.to(S), mask=kept)
-        else:
-            m = tl.load(s0_ptr + at, mask=mask).to(C)
-            v = tl.load(s1_ptr + at, mask=mask).to(C)
-            largest = v
-            if STATES > 2:
-                kept = at < tl.where(addresses[4] != 0, left, 0)
-                largest = tl.load(s2_ptr + at, mask=kept, other=0.0).to(C)
-            p, m, v, largest = adam_rule(p, g, m, v, largest, c, STATES > 2)
-            tl.store(s0_ptr + at, m.to(S), mask=mask)
-            tl.store(s1_ptr + at, v.to(S), mask=mask)
-            if STATES > 2:
-                tl.store(s2_ptr + at, largest.to(S), mask=kept)
+        states = ()
+        for k in tl.static_range(STATES):
+            kept = at < _elements(k, addresses, left, REQUIRED)
+            states += (tl.load(state_ptrs[k] + at, mask=kept, other=0.0).to(C),)
+        p, states = RULE(p, g, states, c)
+        for k in tl.static_range(STATES):
+            kept = at < _elements(k, addresses, left, REQUIRED)
+            tl.store(state_ptrs[k] + at, states[k].to(S), mask=kept)
         tl.store(p_ptr + at, p.to(P), mask=mask)
         i += 1
 
@@ -115,31 +109,29 @@ def _update_chunk(
 @triton.jit
 def _update_kinds(
     kind, addresses, start, left, h, G, step, scale_ptr,
-    RULE: tl.constexpr, C: tl.constexpr, KINDS: tl.constexpr, STATES: tl.constexpr,
-    UNSCALE: tl.constexpr,
+    COEFFICIENTS: tl.constexpr, RULE: tl.constexpr, REQUIRED: tl.constexpr, C: tl.constexpr,
+    KINDS: tl.constexpr, STATES: tl.constexpr, UNSCALE: tl.constexpr,
 ):  # fmt: skip
     """_update_chunk for the kinds that compute in C, which share the group's coefficients."""
-    if RULE == "sgd":
-        c = sgd_coefficients(h, G, step, C)
-    else:
-        c = adam_coefficients(h, G, step, C)
+    c = COEFFICIENTS(h, G, step, C)
     inv_scale = c[0]
     if UNSCALE:
         inv_scale = (1.0 / tl.load(scale_ptr).to(tl.float64)).to(C)
-    p, g, s0, s1, s2 = addresses
-    vector = ((p | g | s0 | s1 | s2) & 15) + (left & 3) == 0
+    together = left & 3
+    for k in tl.static_range(len(addresses)):
+        together |= addresses[k] & 15
     for k in tl.static_range(len(KINDS)):
         if (KINDS[k][0] == tl.float64) == (C == tl.float64):
             if kind == k:
-                if vector:
+                if together == 0:
                     _update_chunk(
                         addresses, start, left, c, inv_scale,
-                        RULE, C, KINDS, k, STATES, UNSCALE, True,
+                        RULE, REQUIRED, C, KINDS, k, STATES, UNSCALE, True,
                     )  # fmt: skip
                 else:
                     _update_chunk(
                         addresses, start, left, c, inv_scale,
-                        RULE, C, KINDS, k, STATES, UNSCALE, False,
+                        RULE, REQUIRED, C, KINDS, k, STATES, UNSCALE, False,
                     )  # fmt: skip
 
 
@@ -152,8 +144,8 @@ def _any_kind(kinds, double):
 def _update_tensor(
     t, chunk, addresses_ptr, info_ptr, offsets_ptr, record_ptr, clock, scale_ptr,
     num_tensors, num_columns, G,
-    RULE: tl.constexpr, KINDS: tl.constexpr, STATES: tl.constexpr, UNSCALE: tl.constexpr,
-    ITERATIONS: tl.constexpr,
+    COEFFICIENTS: tl.constexpr, RULE: tl.constexpr, REQUIRED: tl.constexpr, KINDS: tl.constexpr,
+    STATES: tl.constexpr, UNSCALE: tl.constexpr, ITERATIONS: tl.constexpr,
 ):  # fmt: skip
     """One chunk of tensor t; a tensor without a gradient only notes that its step stood still."""
     slot = addresses_ptr + t
@@ -165,13 +157,9 @@ def _update_tensor(
         if chunk == 0:
             tl.store(offset_ptr, offset + 1)
     else:
-        addresses = (
-            tl.load(slot + PARAM * num_tensors),
-            g_addr,
-            tl.load(slot + STATE0 * num_tensors),
-            tl.load(slot + STATE1 * num_tensors),
-            tl.load(slot + STATE2 * num_tensors),
-        )
+        addresses = (tl.load(slot + PARAM * num_tensors), g_addr)
+        for k in tl.static_range(STATES):
+            addresses += (tl.load(slot + (STATE0 + k) * num_tensors),)
         start = chunk.to(tl.int64) * (BLOCK * ITERATIONS)
         left = tl.load(fact + NUMEL * num_tensors) - start
         left = tl.minimum(left, BLOCK * ITERATIONS).to(tl.int32)
@@ -181,12 +169,12 @@ def _update_tensor(
         if _any_kind(KINDS, False):
             _update_kinds(
                 kind, addresses, start, left, h, G, step, scale_ptr,
-                RULE, tl.float32, KINDS, STATES, UNSCALE,
+                COEFFICIENTS, RULE, REQUIRED, tl.float32, KINDS, STATES, UNSCALE,
             )  # fmt: skip
         if _any_kind(KINDS, True):
             _update_kinds(
                 kind, addresses, start, left, h, G, step, scale_ptr,
-                RULE, tl.float64, KINDS, STATES, UNSCALE,
+                COEFFICIENTS, RULE, REQUIRED, tl.float64, KINDS, STATES, UNSCALE,
             )  # fmt: skip
 
 
@@ -217,7 +205,9 @@ def update_kernel(
     num_tensors,
     num_columns,
     G,
+    COEFFICIENTS: tl.constexpr,
     RULE: tl.constexpr,
+    REQUIRED: tl.constexpr,
     KINDS: tl.constexpr,
     STATES: tl.constexpr,
     SCALER: tl.constexpr,
@@ -232,6 +222,7 @@ def update_kernel(
             the current half of record [2, num_columns, G] float64; found_inf, scale [1] float32.
     Writes: param, state (and the unscaled grad under UNSCALE), each element by one program; the
             other half of the record; the last program to finish publishes it by the clock.
+    COEFFICIENTS, RULE, REQUIRED: a Rule of ``rules.py``.
     KINDS:  the (param, grad, state) dtypes present; STATES: state slots in use.
     Host:   never waited for; may be captured.
     """
@@ -251,7 +242,8 @@ def update_kernel(
         chunk = tl.load(chunks_ptr + programs - 1 + pid - 1)
         _update_tensor(
             t, chunk, addresses_ptr, info_ptr, offsets_ptr, record_ptr, clock, scale_ptr,
-            num_tensors, num_columns, G, RULE, KINDS, STATES, UNSCALE, ITERATIONS,
+            num_tensors, num_columns, G,
+            COEFFICIENTS, RULE, REQUIRED, KINDS, STATES, UNSCALE, ITERATIONS,
         )  # fmt: skip
     tl.debug_barrier()
     drawn = tl.atomic_add(clock_ptr + TICKET, 1, sem="acq_rel")
