@@ -20,6 +20,7 @@ from benchmarks.all_providers import DEFAULT, FUSED, chosen_providers, left_out
 from benchmarks.command import new_parser, stem_of
 from benchmarks.limit import limit_runner
 from benchmarks.measure import (
+    COPY_BYTES,
     Effort,
     Runner,
     Spread,
@@ -51,7 +52,7 @@ def measure_model(
     runners = {provider.name: provider.build(workload) for provider in providers}
     samples = interleave({**runners, **limits(workload)}, device, effort)
     return [
-        make_row(model, task, name, samples, count_launches(runner, device))
+        make_row(workload, name, samples, count_launches(runner, device))
         for name, runner in runners.items()
     ]
 
@@ -65,14 +66,15 @@ def limits(workload: Workload) -> dict[str, Runner]:
 
 
 def make_row(
-    model: Model, task: Task, name: str, samples: Mapping[str, list[float]], launches: int | None
+    workload: Workload, name: str, samples: Mapping[str, list[float]], launches: int | None
 ) -> Row:
     """Summarise one provider's samples; sample i of all providers is of round i."""
     time = Spread.of([seconds * 1e6 for seconds in samples[name]])
-    moved = task.bytes_moved(model)
+    moved = workload.task.bytes_moved(workload.model)
+    copied = copy_rate(Spread.of(samples[COPY]).median, workload.device)
     to_limit = Spread.of(ratios(samples[name], samples[LIMIT])).median if LIMIT in samples else None
     return Row(
-        model=model.name,
+        model=workload.model.name,
         provider=name,
         **time.fields("us", 2),
         **ratio_fields("to_default", samples[name], samples.get(DEFAULT)),
@@ -80,7 +82,7 @@ def make_row(
         bytes=moved,
         gb_per_s=round(moved / time.median / 1e3, 3),
         to_limit=None if to_limit is None else round(to_limit, 4),
-        copy_gb_per_s=round(copy_rate(Spread.of(samples[COPY]).median), 3),
+        copy_gb_per_s=round(copied, 3),
         launches=launches,
     )
 
@@ -100,15 +102,15 @@ def ratio_fields(
 def how_many_fit(model: Model, task: Task, device: torch.device) -> int | None:
     """Optimizers whose states fit into memory at once, or None where nobody tells how much is free.
 
-    Beside them there are params, gradients and two temporaries of a foreach step, and on a CPU the
-    arrays of the loop that measures the limit. A tenth is left alone.
+    Beside them there are params, gradients, two temporaries of a foreach step and the copy's two
+    arrays, and on a CPU those of the loop that measures the limit. A tenth is left alone.
     """
     free = free_memory(device)
     if free is None:
         return None
     arrays = 4 + (2 + task.state_tensors) * (device.type == "cpu")
-    unit = task.param_bytes(model)
-    return int((0.9 * free - arrays * unit) / (task.state_tensors * unit))
+    unit, copied = task.param_bytes(model), 2 * COPY_BYTES[device.type]
+    return int((0.9 * free - copied - arrays * unit) / (task.state_tensors * unit))
 
 
 def batches(providers: Sequence[Provider], at_once: int | None) -> list[list[Provider]]:
