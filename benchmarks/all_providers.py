@@ -29,9 +29,11 @@ CAPTURABLE = tuple(
     for name, make in (
         ("torch foreach capturable", partial(IN_GRAPHS, foreach=True)),
         ("torch fused capturable", partial(IN_GRAPHS, fused=True)),
+        ("torch fused capturable, float lr", partial(IN_GRAPHS, fused=True, float_schedule=True)),
     )
     for replay in (False, True)
 )
+"""With *float lr*, the schedule is computed with Python floats, of which each fills a tensor."""
 
 
 def compiled(device: torch.device, task: Task) -> Provider:

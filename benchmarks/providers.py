@@ -3,7 +3,7 @@
 A step is what a user's loop calls after `backward()`: `opt.step(); sched.step()`, fused or not.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -89,16 +89,43 @@ def make_torch(
     schedule: Schedule | None = cosine,
     compiled: bool = False,
     tensor_lr: bool = False,
+    float_schedule: bool = False,
     **options: Any,
 ) -> Pair:
     """Stock torch's optimizer and scheduler.
 
     With `tensor_lr`, which capturable and compiled steps want, the scheduler fills a tensor from
     the host: under replay it runs outside the graph, since its host counters stand still inside.
+    Torch's scheduler then computes with that tensor, by kernels of its own; with `float_schedule`
+    it computes with Python floats, on an optimizer of nothing, and its result fills the tensor.
     """
     opt = workload.task.make(torch.optim, workload.param_groups(tensor_lr), **options)
-    host = None if schedule is None else schedule(torch.optim.lr_scheduler, opt).step
+    if schedule is None:
+        host = None
+    elif float_schedule:
+        host = filling(opt, workload.param_groups(), schedule)
+    else:
+        host = schedule(torch.optim.lr_scheduler, opt).step
     return Pair(compiled_step(opt) if compiled else opt.step, host, alive=opt)
+
+
+def filling(opt: Any, groups: Sequence[dict[str, Any]], schedule: Schedule) -> Step:
+    """A step of torch's scheduler on Python floats, which then fill the lr tensors of `opt`.
+
+    Args:
+        opt: has an lr tensor in each group.
+        groups: where the schedule starts from, by the same groups.
+    """
+    floats = torch.optim.SGD([{"params": [torch.zeros(1)], "lr": one["lr"]} for one in groups])
+    sched = schedule(torch.optim.lr_scheduler, floats)
+    floats.step()  # else the scheduler would warn that no step came before its own
+
+    def step() -> None:
+        sched.step()
+        for group, new in zip(opt.param_groups, floats.param_groups, strict=True):
+            group["lr"].fill_(new["lr"])
+
+    return step
 
 
 def compiled_step(opt: Any) -> Step:

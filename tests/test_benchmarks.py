@@ -7,18 +7,19 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
 import fused_sched
 from benchmarks import cases, graph, host, scaling, schedule, step, uses
-from benchmarks.all_providers import all_providers, left_out
-from benchmarks.measure import Effort, Runner, Spread
+from benchmarks.all_providers import CAPTURABLE, all_providers, left_out
+from benchmarks.measure import COPY_BYTES, Effort, Runner, Spread, copy_rate
 from benchmarks.models import MODELS, QUICK_MODELS, Group, Model
 from benchmarks.networks import NETWORKS
 from benchmarks.peers import PEERS, Peer
-from benchmarks.providers import Provider, make_ours
+from benchmarks.providers import Provider, make_ours, make_torch
 from benchmarks.record import record_here
 from benchmarks.report import (
     BLOCKS,
@@ -185,6 +186,35 @@ def test_model_beyond_memory_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_pa
     arguments = (Task("AdamW"), list(all_providers(CPU, Task("AdamW")).values()), CPU, ONCE)
     result = step.measure_all([MODELS["10x64"]], *arguments, tmp_path / "step-x", True)
     assert result.rows == [] and "exceed memory" in result.left_out["10x64"]
+
+
+def test_torch_lr_of_floats_is_the_lr_of_a_float_schedule() -> None:
+    """What is filled into the tensors equals what torch's scheduler gives a float lr."""
+    workload = Workload.make(MODELS["28groups"], CPU, Task("AdamW"))
+
+    def halving(module: ModuleType, opt: torch.optim.Optimizer) -> object:
+        return module.StepLR(opt, 1, gamma=0.5)
+
+    pairs = [
+        make_torch(workload, halving, foreach=False, tensor_lr=True, float_schedule=True),
+        make_torch(workload, halving, foreach=False),
+    ]
+    for pair in pairs:
+        for _ in range(3):
+            pair.runner().step()
+    filled, expected = ([group["lr"] for group in pair.alive.param_groups] for pair in pairs)
+    assert all(isinstance(lr, torch.Tensor) for lr in filled)
+    assert [float(lr) for lr in filled] == pytest.approx(expected, rel=1e-6)
+    assert expected == [one["lr"] / 8 for one in workload.param_groups()]
+
+
+def test_graphs_of_torch_have_a_schedule_of_floats_as_well() -> None:
+    assert "torch fused capturable, float lr, graph" in {one.name for one in CAPTURABLE}
+
+
+def test_copy_exceeds_the_caches() -> None:
+    assert COPY_BYTES["cuda"] >= 2**31  # an H200's have 60 MB
+    assert copy_rate(2.0, CPU) == COPY_BYTES["cpu"] / 1e9
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
