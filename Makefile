@@ -22,7 +22,7 @@ $(PYTHON) -c 'import sys; \
 	>"$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/outer.pth"
 endef
 
-.PHONY: demo test conformance lint bench bench-full docs gpu static sanitize matrix clean
+.PHONY: demo test conformance lint bench bench-full docs gpu gpu-bench static sanitize matrix clean
 
 demo: .venv/.ready
 	$(PY) examples/train_digits.py
@@ -81,9 +81,12 @@ MATRIX ?= .matrix
 matrix:
 	$(PYTHON) -m tests.matrix --folder $(MATRIX) $(FULL:%=--full) --only $(ONLY)
 
-# No network, no .venv: the python3 at hand, which has torch, triton, pytest, hypothesis.
+# On a GPU, each below 540 s; no network, no .venv: the python3 at hand. Missing packages are named.
 gpu:
 	bash tests/gpu/run.sh
+
+gpu-bench:
+	bash benchmarks/gpu.sh
 
 # Strict: a link that leads nowhere, an included file that is gone, or a page that would fetch
 # something from the network is an error. Once DOCS is installed it needs no network itself.

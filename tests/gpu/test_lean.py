@@ -227,6 +227,7 @@ def host_microseconds(call: Callable[[], object]) -> float:
     return 1e6 * statistics.median(samples)
 
 
+@pytest.mark.alone
 def test_host_time_of_a_fused_step(cuda, record_property):
     params = [Parameter(torch.ones(64, device=cuda)) for _ in range(TENSORS)]
     for param in params:
