@@ -51,6 +51,18 @@ ENGINES = ["triton", "native"] if torch.cuda.is_available() else ["triton"]
 """Those that launch; the stand-in for a capture on a CPU knows Triton's launches."""
 
 
+_CHECK = "_amp_foreach_non_finite_check_and_unscale_"
+_check = getattr(torch, _CHECK)
+
+
+def _check_as_cuda_does(grads: list[torch.Tensor], *scalars: torch.Tensor) -> None:
+    """GradScaler's check, for the dtypes that CUDA has it for in torch 2.11; a CPU has bfloat16."""
+    for grad in grads:
+        if grad.dtype not in (torch.float16, torch.float32, torch.float64):
+            raise NotImplementedError(f"{_CHECK} on CUDA has no {grad.dtype}")
+    _check(grads, *scalars)
+
+
 @pytest.fixture(autouse=True, params=ENGINES)
 def engine(request, monkeypatch) -> Iterator[str]:
     with fused_sched.use_engine(request.param):
@@ -58,6 +70,7 @@ def engine(request, monkeypatch) -> Iterator[str]:
             yield request.param
         else:
             monkeypatch.setattr(mirror, "capturable", lambda device: True)
+            monkeypatch.setattr(torch, _CHECK, _check_as_cuda_does)
             with quick():
                 yield request.param
 
