@@ -427,6 +427,7 @@ def test_an_overflow_in_a_recording_moves_nothing():
     params = three()
     opt = case("Adam-default").build(OURS, params, fused=True)
     schedule = exponential(opt)
+    opt.prepare()
     opt.grad_scale, opt.found_inf = torch.tensor(1.0), torch.tensor(1.0)
     before = [p.clone() for p in params]
     recording = record(opt, params)

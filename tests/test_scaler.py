@@ -12,7 +12,8 @@ from torch.amp import GradScaler
 
 import fused_sched
 from tests.cases import SHAPES, gradient
-from tests.training import FEW, OURS, STEPS, case, check, named, three
+from tests.recording import record
+from tests.training import FEW, OURS, STEPS, case, check, named, set_grads, three
 
 SCALE = 1024.0
 MOMENTUM = case("SGD-momentum")
@@ -257,3 +258,25 @@ def test_without_a_scaler_non_finite_gradients_do_what_they_do_in_torch(engine):
             opt.step()
         assert params[0].isnan().sum() == 2
     check(ours, theirs)
+
+
+# -- under capture -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cure", ["a step like it", "prepare()"])
+@pytest.mark.parametrize("scale", [None, torch.ones(1)], ids=["unscaled before", "unscales"])
+def test_a_scaler_that_no_step_has_seen_cannot_enter_a_capture(scale, cure):
+    """A launch with one is another kernel of Triton's, which nothing loads under capture."""
+    with fused_sched.use_engine("triton"):
+        params = three()
+        opt = case("Adam-default").build(OURS, params, fused=True)
+        set_grads(params, 0)
+        opt.step()
+        opt.grad_scale, opt.found_inf = scale, torch.zeros(1)
+        refusal = r"a step with this GradScaler is not loaded; call optimizer.prepare\(\)"
+        with pytest.raises(RuntimeError, match=refusal):
+            record(opt, params)
+        (opt.prepare if cure == "prepare()" else opt.step)()
+        before = [param.clone() for param in params]
+        record(opt, params).replay()
+        assert not all(map(torch.equal, params, before))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -80,14 +81,19 @@ def test_only_a_free_threaded_python_is_refused():
 
 @pytest.fixture
 def compilations(monkeypatch):
-    """[(kernel, options)] of what would be compiled for a GPU; nothing is launched."""
+    """[(kernel, key, options)] of what is compiled for a GPU; nothing is launched."""
     found = []
+    launch = {(grid, 1, 1): lambda *_: None for grid in range(100)}
+    compiled: dict[Any, Any] = {}
 
-    def handle(kernel, key, args, options):
-        found.append((kernel.__name__, options))
-        return {(grid, 1, 1): lambda *_: None for grid in range(100)}
+    def compile_all(jobs):
+        for kernel, key, _, options in jobs:
+            if key not in compiled:
+                found.append((kernel.__name__, key, options))
+            compiled[key] = launch
 
-    monkeypatch.setattr(triton_engine, "_handle", handle)
+    monkeypatch.setattr(triton_engine, "_compiled", compiled)
+    monkeypatch.setattr(triton_engine, "_compile", compile_all)
     monkeypatch.setattr(triton_engine, "_interpreting", lambda: False)
     monkeypatch.setattr(triton_engine, "unavailable", lambda device: None)
     return found
@@ -103,9 +109,58 @@ def test_every_kernel_is_compiled_with_the_same_fusion(compilations):
         set_grads(params, step=0)
         opt.step()
         scheduler.step(torch.ones(()))  # advances on the device
-    kernels = [kernel for kernel, _ in compilations]
-    assert kernels.count("update_kernel") == 4 and kernels.count("schedule_kernel") == 2
-    assert {options["enable_fp_fusion"] for _, options in compilations} == {True}
+    kernels = [kernel for kernel, *_ in compilations]
+    assert kernels.count("update_kernel") == 3 and kernels.count("schedule_kernel") == 1
+    assert {options["enable_fp_fusion"] for *_, options in compilations} == {True}
+
+
+def test_a_first_step_compiles_what_it_launches(compilations):
+    """And the schedule's kernel; a GradScaler's variants are compiled when one is at work."""
+    with fused_sched.use_engine("triton"):
+        params = [Parameter(torch.ones(3))]
+        opt = fused_sched.optim.AdamW(params, lr=0.1)
+        set_grads(params, step=0)
+        for scale, found_inf, kernels in (
+            (None, None, 2),
+            (torch.ones(1), torch.zeros(1), 3),
+            (None, torch.zeros(1), 4),
+            (None, None, 4),
+        ):
+            opt.grad_scale, opt.found_inf = scale, found_inf
+            opt.step()
+            assert len(compilations) == kernels
+    assert len({key for _, key, _ in compilations}) == 4
+
+
+COMPILE = """
+import threading, torch, triton
+import fused_sched
+from tests import triton_on_host
+
+launched, compiled = [], []
+triton_on_host.serve(launched)
+triton.knobs.compilation.listener = lambda src, **_: compiled.append(
+    (src.fn.__name__, threading.get_ident())
+)
+param = torch.nn.Parameter(torch.ones(5))
+param.grad = torch.ones(5)
+with fused_sched.use_engine("triton"):
+    fused_sched.optim.SGD([param], lr=0.1).step()
+print(sorted(name for name, _ in compiled), len({thread for _, thread in compiled}))
+print([name for name, *_ in launched])
+"""
+
+
+def test_kernels_are_compiled_side_by_side(tmp_path):
+    done = run(
+        *(sys.executable, "-W", "error", "-c", COMPILE),
+        TRITON_INTERPRET="0",
+        TRITON_CACHE_DIR=str(tmp_path),
+    )
+    assert done.stdout.splitlines() == [
+        "['schedule_kernel', 'update_kernel'] 2",
+        "['update_kernel']",
+    ], done.stderr
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says so only where there is no GPU")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -122,7 +122,13 @@ def lean_step(
     return make_lean_step(module, fields, number, block, table, found)
 
 
-def load(block: Block, table: ParamTable, program: Program | None, rule: str) -> None:
+def load(
+    block: Block,
+    table: ParamTable,
+    program: Program | None,
+    rule: str,
+    scalings: Iterable[layout.Scaling],
+) -> None:
     """Load every kernel, which fails under capture, and fill the table, which adds a copy there."""
     number = _number(block.device)
     _module(number).cuda_load(number)

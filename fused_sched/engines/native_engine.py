@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from fused_sched.tables import layout
 
 from . import native_cuda
 from .native_library import Found, advance_fields, make_lean_step, update_fields
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from fused_sched.tables.params import ParamTable
 
 NAME = "native"
+
+KERNEL_BY_SCALING = False
 
 
 def unavailable(device: torch.device) -> str | None:
@@ -92,10 +96,16 @@ def update(
     load_library().update(fields)
 
 
-def load(block: Block, table: ParamTable, program: Program | None, rule: str) -> None:
+def load(
+    block: Block,
+    table: ParamTable,
+    program: Program | None,
+    rule: str,
+    scalings: Iterable[layout.Scaling],
+) -> None:
     """Load every kernel of a GPU; on a CPU the library holds every variant."""
     if block.device.type == "cuda":
-        native_cuda.load(block, table, program, rule)
+        native_cuda.load(block, table, program, rule, scalings)
 
 
 def advance(

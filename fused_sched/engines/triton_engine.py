@@ -7,7 +7,8 @@ import importlib.util
 import os
 import shutil
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from fused_sched.tables.params import Kind, ParamTable
 
 NAME = "triton"
+
+KERNEL_BY_SCALING = True
+"""Whether a step with a GradScaler is another kernel than one without."""
 
 
 @functools.cache
@@ -99,12 +103,28 @@ def _launch(kernel: Any, key: Any, grid: int, args: Sequence[Any], options: dict
 
 
 def _handle(kernel: Any, key: Any, args: Sequence[Any], options: dict[str, Any]) -> Any:
-    handle = _compiled.get(key)
-    if handle is None:
-        handle = kernel.warmup(*args, grid=(1, 1, 1), **options)
+    if key not in _compiled:
+        _compile([(kernel, key, args, options)])
+    return _compiled[key]
+
+
+def _compile(jobs: Iterable[tuple[Any, Any, Sequence[Any], dict[str, Any]]]) -> None:
+    """Compile and load what is not there yet, several kernels at once.
+
+    Args:
+        jobs: kernel, key, arguments and options, as of ``_launch``.
+    """
+    import triton
+
+    new = [job for job in jobs if job[1] not in _compiled]
+    if not new:
+        return
+    with ThreadPoolExecutor(len(new)) as pool, triton.AsyncCompileMode(pool):
+        started = [kernel.warmup(*args, grid=(1, 1, 1), **opts) for kernel, _, args, opts in new]
+    for (_, key, _, _), one in zip(new, started, strict=True):
+        handle = one.result() if isinstance(one, triton.FutureKernel) else one
         handle._init_handles()
         _compiled[key] = handle
-    return handle
 
 
 def _update_args(
@@ -171,8 +191,14 @@ def update(
         _launch(update_kernel, key, table.programs, args, options)
 
 
-def load(block: Block, table: ParamTable, program: Program | None, rule: str) -> None:
-    """Compile and load every variant that ``update`` can need; under capture it would fail."""
+def load(
+    block: Block,
+    table: ParamTable,
+    program: Program | None,
+    rule: str,
+    scalings: Iterable[layout.Scaling],
+) -> None:
+    """Compile and load what ``update`` needs with these scalings; under capture it would fail."""
     if _interpreting():
         return
     from fused_sched.kernels.schedule import LAUNCH_OPTIONS, schedule_kernel
@@ -180,13 +206,16 @@ def load(block: Block, table: ParamTable, program: Program | None, rule: str) ->
 
     one = torch.ones(1, device=block.device)
     options = launch_options(_kinds(table.kinds))
+    jobs = []
+    for unscales, skips in scalings:
+        scale, found_inf = one if unscales else None, one if skips else None
+        args = _update_args(block, table, program, rule, layout.STAY, scale, found_inf)
+        jobs.append((update_kernel, (block.device, *args[16:]), args, options))
+    # Also while no scheduler is explicit: one that comes later may be captured first.
+    args = _advance_args(block, block.programs[0], 1, None, None)
+    jobs.append((schedule_kernel, ("schedule", block.device), args, LAUNCH_OPTIONS))
     with _on(block.device):
-        for scale, found_inf in ((None, None), (None, one), (one, one)):
-            args = _update_args(block, table, program, rule, layout.STAY, scale, found_inf)
-            _handle(update_kernel, (block.device, *args[16:]), args, options)
-        # Also while no scheduler is explicit: one that comes later may be captured first.
-        args = _advance_args(block, block.programs[0], 1, None, None)
-        _handle(schedule_kernel, ("schedule", block.device), args, LAUNCH_OPTIONS)
+        _compile(jobs)
 
 
 def _advance_args(

@@ -115,7 +115,7 @@ def _advance_on_device(
         return False
     number = mirror.schedules.program_of(scheduler)
     if number is None and not inside and not mirror.captured and on_device:
-        stepper.prepare()
+        stepper.prepare(scaled=False)
         number = mirror.schedules.program_of(scheduler)
     if number is None or (metric is None and (args or kwargs)):
         if inside:

@@ -42,7 +42,7 @@ class Ledger:
             if interval is not None:
                 with mirror.host_only():
                     scheduler._rehearse()  # raises for what ends at once
-            self.stepper.prepare(tables=False)
+            self.stepper.prepare(tables=False, scaled=False)
         except BaseException:
             mirror.schedules.fused = before
             mirror.upload()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -149,20 +149,26 @@ class Plan:
             stream.wait_stream(self._last_stream)
         self._last_stream = stream
 
-    def load(self) -> None:
-        """Load the kernels that the present table and its gradients need."""
+    def load(self, scalings: Iterable[layout.Scaling]) -> None:
+        """Load the kernels that the present table, its gradients and these scalings need."""
         assert self.block is not None
         if not self.table.arrange(allocate=not capturing(self.device)):
             self.refuse_capture("its gradients have other dtypes than before")
-        key = (self.table.kinds, self.table.state_slots, self.table.iterations)
-        if key not in self.loaded:
-            if capturing(self.device):
-                raise RuntimeError(
-                    f"{self.name}.step() cannot be captured: its kernel for these dtypes is not "
-                    f"loaded; {_NEEDS_PREPARE}"
-                )
-            self.engine.load(self.block, self.table, self.fused_program(), self.rule)
-            self.loaded.add(key)
+        kernel = self.table.kinds, self.table.state_slots, self.table.iterations
+        new = [scaling for scaling in scalings if self._variant(kernel, scaling) not in self.loaded]
+        if not new:
+            return
+        if capturing(self.device):
+            what = "these dtypes" if layout.NO_SCALER in new else "a step with this GradScaler"
+            raise RuntimeError(
+                f"{self.name}.step() cannot be captured: its kernel for {what} is not loaded; "
+                f"{_NEEDS_PREPARE}"
+            )
+        self.engine.load(self.block, self.table, self.fused_program(), self.rule, new)
+        self.loaded.update(self._variant(kernel, scaling) for scaling in new)
+
+    def _variant(self, kernel: Any, scaling: layout.Scaling) -> Any:
+        return (kernel, scaling) if self.engine.KERNEL_BY_SCALING else kernel
 
     def fused_program(self) -> Program | None:
         """The program that rides in the launch, None while nothing is fused."""

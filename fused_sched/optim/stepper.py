@@ -260,7 +260,7 @@ class Stepper:
         scale = getattr(optimizer, "grad_scale", None)
         found_inf = getattr(optimizer, "found_inf", None)
         for plan in plans:
-            plan.load()
+            plan.load([(scale is not None, found_inf is not None)])
         scaled = found_inf is not None and bool(plans)
         probe = self._is_probe()
         advance = None if probe else mirror.next_advance(scaled)
@@ -322,11 +322,12 @@ class Stepper:
                 counts.look_who_holds()
         return plans
 
-    def prepare(self, tables: bool = True) -> None:
+    def prepare(self, tables: bool = True, scaled: bool = True) -> None:
         """Allocate state and tables, load kernels: all that a first captured step needs.
 
         Args:
             tables: complete the schedules' tables, which calls users' functions ``horizon`` times.
+            scaled: load the kernels for a GradScaler, too.
         """
         mirror = self.mirror
         if capturing():
@@ -342,7 +343,7 @@ class Stepper:
         if tables and mirror.schedules.complete_tables():
             mirror.upload()
         for plan in plans:
-            plan.load()
+            plan.load(layout.SCALINGS if scaled else [layout.NO_SCALER])
 
     def load(self) -> None:
         """After ``load_state_dict``: the loaded values, into the addresses that there are."""

@@ -34,6 +34,12 @@ CLOCK_WORDS = 4
     COUNTED,  # each row by its own INTERVAL, and ON_SKIP where found_inf stops the step
 ) = range(3)
 
+# -- a GradScaler's part in a launch: (unscales the gradients, may skip the step) ------------------
+Scaling = tuple[bool, bool]
+NO_SCALER: Scaling = (False, False)
+SCALINGS: tuple[Scaling, ...] = (NO_SCALER, (False, True), (True, True))
+"""All that there are; the second is of a step after the scaler's own ``unscale_()``."""
+
 # -- the calls of scheduler.step(), see optim/cadence.py: int64 [CADENCE_WORDS], on the host -----
 (
     PERIOD,  # optimizer steps between the last two rounds of calls; 0 before the first
