@@ -93,7 +93,7 @@ def _train_ours(device: torch.device, run: Callable[..., list[float]]) -> Traine
     params, opt, sched = _pair(fused_sched.optim, fused_sched.lr_scheduler, device)
     fused_sched.fuse(opt, sched)
     lrs = run(params, opt, sched)
-    return _ends(params), torch.tensor(lrs, dtype=torch.float64)
+    return _ends(params), torch.tensor(lrs, dtype=torch.float64, device="cpu")
 
 
 def _train_stock(device: torch.device) -> Trained:
@@ -104,7 +104,7 @@ def _train_stock(device: torch.device) -> Trained:
         opt.step()
         sched.step()
         lrs.append(opt.param_groups[0]["lr"])
-    return _ends(params), torch.tensor(lrs, dtype=torch.float64)
+    return _ends(params), torch.tensor(lrs, dtype=torch.float64, device="cpu")
 
 
 def _step_by_step(params: Sequence[Tensor], opt: Any, sched: Any) -> list[float]:
@@ -162,7 +162,8 @@ def _set_gradients(params: Sequence[Tensor], step: int) -> None:
 
 def _values(shape: Sequence[int], seed: int) -> Tensor:
     """Between -1 and 1, the same ones every time."""
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.rand(shape, generator=generator, device="cpu") * 2 - 1
 
 
 def _ends(params: Sequence[Tensor]) -> Tensor:

@@ -81,7 +81,7 @@ def _optimizer(call: Call, arguments: argparse.Namespace) -> Any:
     if len(rates) not in (1, count):
         raise ValueError(f"--lr has {len(rates)} values for {count} param groups")
     groups = [
-        {"params": [torch.nn.Parameter(torch.zeros(1))], "lr": rates[i % len(rates)]}
+        {"params": [torch.nn.Parameter(torch.zeros(1, device="cpu"))], "lr": rates[i % len(rates)]}
         for i in range(count)
     ]
     settings = {"momentum": arguments.momentum, "weight_decay": arguments.weight_decay}

@@ -91,10 +91,11 @@ class Recorder:
         number = self._numbers.setdefault(id(optimizer), len(self._numbers) + 1)
         self._kept.append(optimizer)
         groups = optimizer.param_groups
+        rates = [float(group["lr"]) for group in groups]
         self.values.append(
             {
                 "optimizer": f"{type(optimizer).__name__} {number}",
-                "lr": torch.tensor([float(group["lr"]) for group in groups], dtype=torch.float64),
+                "lr": torch.tensor(rates, dtype=torch.float64, device="cpu"),
                 "params": [[_sample(param) for param in group["params"]] for group in groups],
             }
         )

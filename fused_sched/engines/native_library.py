@@ -105,7 +105,8 @@ def described() -> str:
 
 @functools.cache
 def kind_numbers(kinds: tuple[Kind, ...]) -> Tensor:
-    return torch.tensor([[DTYPES.index(dtype) for dtype in kind] for kind in kinds])
+    numbers = [[DTYPES.index(dtype) for dtype in kind] for kind in kinds]
+    return torch.tensor(numbers, dtype=torch.int64, device="cpu")
 
 
 def _program_fields(program: Program | None) -> list[int]:

@@ -41,7 +41,7 @@ class CallTable:
         self.first = first
         self.length = 0
         self.complete = False
-        self.numbers = torch.empty(0, dtype=torch.float64)
+        self.numbers = torch.empty(0, dtype=torch.float64, device="cpu")
         self._calls = [copied(call) for call in calls]
         self._scales = torch.tensor(scales, dtype=torch.float64, device="cpu")
         shape = horizon, len(scales)

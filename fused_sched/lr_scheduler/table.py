@@ -178,7 +178,7 @@ def values_now(groups: Sequence[Any], key: str) -> Tensor:
     """[groups] float64: a key's values, of betas the first."""
     values = [dict.__getitem__(group, key) for group in groups]
     values = [value[0] if key == "betas" else value for value in values]
-    return torch.tensor([float(value) for value in values], dtype=torch.float64)
+    return torch.tensor([float(value) for value in values], dtype=torch.float64, device="cpu")
 
 
 def _run(

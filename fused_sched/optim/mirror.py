@@ -537,7 +537,7 @@ class Mirror:
         with self.host_only():
             groups = self.optimizer.param_groups
             encoded = [self.encode(dict(dict.items(group))) for group in groups]
-        return torch.tensor(list(zip(*encoded)), dtype=torch.float64)
+        return torch.tensor(list(zip(*encoded)), dtype=torch.float64, device="cpu")
 
     def reprogram(self) -> None:
         """A scheduler's attributes changed: send its row anew."""

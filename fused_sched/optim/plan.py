@@ -107,9 +107,10 @@ class Plan:
     def send_clock(self) -> None:
         assert self.block is not None
         self.join_stream()
-        send(self.block.clock[:1], torch.tensor([self.clock]))
+        send(self.block.clock[:1], torch.tensor([self.clock], device="cpu"))
         if self.offsets:
-            send(self.block.offsets, torch.tensor(self.offsets, dtype=torch.int64))
+            offsets = torch.tensor(self.offsets, dtype=torch.int64, device="cpu")
+            send(self.block.offsets, offsets)
 
     def send_values(self, record: Tensor, programs: Sequence[Assembled]) -> None:
         assert self.block is not None

@@ -22,7 +22,7 @@ class Rings:
         self.names = tuple(names)
         self.missed = 0
         self._plan: weakref.ref[Plan] | None = None
-        self._rings = torch.empty(0)  # [names, slots, groups]
+        self._rings = torch.empty(0, device="cpu")  # [names, slots, groups]
         self._from = 0  # clock of the plan at the first step that was not taken from the rings
         self._taken: list[Tensor] = []  # [steps, names, groups]
         self._drained = 0  # number of the first step in _taken

@@ -311,7 +311,8 @@ def _addressable(param: Tensor, state: Tensor) -> bool:
 def _copied(key: str, value: Any, param: Tensor, on_device: bool) -> Any:
     """One value of a checkpoint: steps where torch puts them, the rest on the param's device."""
     if key == "step":
-        step = torch.as_tensor(value, dtype=None if torch.is_tensor(value) else torch.float32)
+        told = torch.is_tensor(value)
+        step = value if told else torch.tensor(value, dtype=torch.float32, device="cpu")
         if on_device:
             return step.to(param.device, torch.float32, copy=True)
         return step.clone()

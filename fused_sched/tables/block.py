@@ -43,7 +43,7 @@ def send(target: Tensor, source: Tensor) -> Tensor | None:
         _page_lock_ahead(source.nbytes)
         # A fresh page-locked tensor each time: the host runs ahead of the device, and the caching
         # host allocator keeps this one until the copy has been made.
-        staged = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
+        staged = torch.empty(source.shape, dtype=source.dtype, device="cpu", pin_memory=True)
     staged.copy_(source)
     target.copy_(staged, non_blocking=True)
     return staged
@@ -57,14 +57,14 @@ def _page_lock_ahead(size: int) -> None:
     """
     wanted = max(_AHEAD_BYTES, _AHEAD_COPIES * size)
     if not _ahead or _ahead[-1].numel() < wanted // 2:
-        _ahead.append(torch.empty(wanted, dtype=torch.uint8, pin_memory=True))
+        _ahead.append(torch.empty(wanted, dtype=torch.uint8, device="cpu", pin_memory=True))
 
 
 def _take(source: Tensor) -> Tensor:
     """A place for the source of a captured copy, never handed out again."""
     size = -(-source.nbytes // 64) * 64
     if not _ahead or _ahead[-1].numel() < size:
-        _ahead.append(torch.empty(size, dtype=torch.uint8, pin_memory=True))
+        _ahead.append(torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=True))
     room = _ahead[-1]
     _ahead[-1] = room[size:]
     return room[: source.nbytes].view(source.dtype).view(source.shape)
@@ -164,7 +164,7 @@ class Block:
         for ops, lanes in programs:
             if ops.shape[0]:
                 fields += [ops, lanes.view(torch.int64)]
-        host = torch.zeros(sum(self._padded), dtype=torch.int64)
+        host = torch.zeros(sum(self._padded), dtype=torch.int64, device="cpu")
         for part, value in zip(host.split(self._padded), fields, strict=True):
             part[: value.numel()].copy_(value.reshape(-1))
         send(self.memory[self._values_start :], host)

@@ -176,7 +176,8 @@ class ParamTable:
         self.addresses = torch.zeros(
             layout.SLOTS, max(len(self.members), 1), dtype=torch.int64, device=device
         )
-        self.ends = torch.zeros(max(len(self.members), 1), dtype=torch.int64)  # native's scratch
+        # Scratch of the native engine on a CPU.
+        self.ends = torch.zeros(max(len(self.members), 1), dtype=torch.int64, device="cpu")
         if device.type != "cpu":
             _ = self.chunks  # a capture may allocate nothing
         self.kinds: tuple[Kind, ...] = ()
@@ -198,11 +199,12 @@ class ParamTable:
 
     def _chunk_table(self) -> Tensor:
         size = layout.BLOCK * self.iterations
-        counts = torch.tensor([max(-(-m.dense.numel() // size), 1) for m in self.members])
-        counts = counts.to(torch.int64)
-        tensors = torch.repeat_interleave(torch.arange(len(self.members)), counts)
+        chunks_of = [max(-(-m.dense.numel() // size), 1) for m in self.members]
+        counts = torch.tensor(chunks_of, dtype=torch.int64, device="cpu")
+        numbers = torch.arange(len(self.members), device="cpu")
+        tensors = torch.repeat_interleave(numbers, counts)
         starts = torch.cumsum(counts, 0) - counts
-        chunks = torch.arange(tensors.numel()) - starts[tensors]
+        chunks = torch.arange(tensors.numel(), device="cpu") - starts[tensors]
         return torch.stack((tensors, chunks)).to(torch.int32)
 
     def _fixed_addresses(self) -> list[list[int]]:
@@ -248,8 +250,8 @@ class ParamTable:
             [member.index for member in self.members],
         ]
         if not self.members:
-            return torch.zeros(layout.INFO, 1, dtype=torch.int64)
-        return torch.tensor(facts, dtype=torch.int64)
+            return torch.zeros(layout.INFO, 1, dtype=torch.int64, device="cpu")
+        return torch.tensor(facts, dtype=torch.int64, device="cpu")
 
     def moved(self) -> set[int]:
         """Numbers of the params that lie elsewhere now."""
@@ -299,7 +301,8 @@ class ParamTable:
         flat = [*params, *grads]
         if flat == self._sent or not self.members:
             return
-        host = torch.tensor([params, list(grads), *states], dtype=torch.int64)
+        rows = [params, list(grads), *states]
+        host = torch.tensor(rows, dtype=torch.int64, device="cpu")
         self._sending = send(self.addresses, host)
         self._sent = flat
 

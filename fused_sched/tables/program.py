@@ -17,7 +17,7 @@ from . import layout
 
 Lanes = Mapping[int, float | Sequence[float]]
 
-NO_TABLE = torch.empty(0, dtype=torch.float64)
+NO_TABLE = torch.empty(0, dtype=torch.float64, device="cpu")
 
 
 @dataclass
@@ -167,7 +167,7 @@ class _Assembly:
         """[rows, LANE_WORDS, groups] float64."""
         shape = len(self.ops), layout.LANE_WORDS, self.groups
         if not self.lanes:
-            return torch.zeros(shape, dtype=torch.float64)
+            return torch.zeros(shape, dtype=torch.float64, device="cpu")
         return torch.frombuffer(self.lanes, dtype=torch.float64).view(shape)
 
 
@@ -220,7 +220,7 @@ def _assemble(
     rows = [row for entry in entries for row in entry.rows()]
     ends = (end for entry in entries if (end := entry.ends()) is not None)
     return Assembled(
-        torch.tensor(assembly.ops, dtype=torch.int64).view(-1, layout.OP_WORDS),
+        torch.tensor(assembly.ops, dtype=torch.int64, device="cpu").view(-1, layout.OP_WORDS),
         assembly.stacked_lanes(),
         _joined(assembly.tables, before),
         assembly.tables,
@@ -249,4 +249,4 @@ def _joined(tables: Sequence[Tensor], before: Assembled | None) -> Tensor:
 @functools.lru_cache(maxsize=256)
 def table_of(*values: float) -> Tensor:
     """A short table; the same object for the same values."""
-    return torch.tensor(values, dtype=torch.float64)
+    return torch.tensor(values, dtype=torch.float64, device="cpu")
