@@ -24,7 +24,13 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import fused_sched
-from fused_sched.engines import native_build, native_cuda, native_engine, native_library
+from fused_sched.engines import (
+    engine_for,
+    native_build,
+    native_cuda,
+    native_engine,
+    native_library,
+)
 from fused_sched.tables import layout
 from fused_sched.tables.block import Block
 from fused_sched.tables.params import Member, ParamTable
@@ -174,7 +180,7 @@ def alone(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setenv("FUSED_SCHED_CUDA", "1")
     for name in ("CUDA_HOME", "TORCH_CUDA_ARCH_LIST"):
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name)
     return tmp_path / "bin"
 
 
@@ -271,9 +277,10 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    native_cuda._module.cache_clear()
+    monkeypatch.setattr(native_cuda, "_loaded", {})
+    native_cuda._built.cache_clear()
     yield torch.device("cuda", 0)
-    native_cuda._module.cache_clear()
+    native_cuda._built.cache_clear()
 
 
 class Library:
@@ -310,6 +317,28 @@ def test_engine_says_why_it_cannot_serve(gpu, monkeypatch, name):
     answers = {(): installed}
     monkeypatch.setattr(native_cuda, "load_library", lambda *asked: answers.get(asked, compiled))
     assert native_cuda.unavailable(gpu) == reason
+
+
+def test_engine_first_asked_for_inside_a_capture_refuses_and_loads_nothing(gpu, monkeypatch):
+    """A load would fail there; the engine serves the device once the capture has ended."""
+    library = Library("9.0", "operation not permitted when stream is capturing")
+    monkeypatch.setattr(native_cuda, "load_library", lambda *asked: library)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with fused_sched.use_engine("native"):
+        with pytest.raises(RuntimeError, match=r"optimizer\.prepare\(\) before the capture"):
+            engine_for(gpu)
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+        library.error = ""
+        assert engine_for(gpu) is native_engine
+
+
+def test_load_that_failed_is_tried_again(gpu, monkeypatch):
+    library = Library("9.0", "operation not permitted when stream is capturing")
+    monkeypatch.setattr(native_cuda, "load_library", lambda *asked: library)
+    assert native_cuda.unavailable(gpu) == library.error
+    library.error = ""
+    assert native_cuda.unavailable(gpu) is None
 
 
 def test_torch_without_cuda_is_named(monkeypatch):

@@ -31,8 +31,35 @@ def unavailable(device: torch.device) -> str | None:
     return module if isinstance(module, str) else None
 
 
-@functools.cache
+_loaded: dict[int, Any] = {}
+"""The compiled module, by the number of a device on which its kernels are loaded."""
+
+
 def _module(device: int) -> Any:
+    """The compiled module, loaded on a device, or the reason why it cannot serve it.
+
+    A load that failed is tried again: another thread's capture may have been what forbade it.
+    """
+    if device in _loaded:
+        return _loaded[device]
+    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+        return (
+            "its kernels are not loaded there, and nothing can be loaded while a CUDA graph is "
+            "being captured; call optimizer.prepare() before the capture"
+        )
+    module = _built(device)
+    if isinstance(module, str):
+        return module
+    try:
+        module.cuda_load(device)
+    except RuntimeError as error:
+        return str(error)
+    _loaded[device] = module
+    return module
+
+
+@functools.cache
+def _built(device: int) -> Any:
     """The compiled module with code for a device, or the reason why there is none."""
     capability = torch.cuda.get_device_capability(device)
     module = load_library()
@@ -47,10 +74,6 @@ def _module(device: int) -> Any:
             f"it is compiled for compute capability {archs.replace(' ', ', ')}, and this GPU's is "
             f"{here}; set TORCH_CUDA_ARCH_LIST={here}"
         )
-    try:
-        module.cuda_load(device)
-    except RuntimeError as error:
-        return str(error)
     return module
 
 
