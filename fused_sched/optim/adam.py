@@ -10,7 +10,7 @@ from fused_sched import stock
 from fused_sched.tables.layout import ADAM_COLUMNS
 
 from .base import FusedOptimizer
-from .numbers import number
+from .numbers import numbers
 
 _BETA_COLUMNS = ("beta1", "beta2", "log_beta1", "log_beta2")
 
@@ -33,14 +33,14 @@ class _AdamColumns(FusedOptimizer):
 
     @staticmethod
     def _encode(group: Mapping[str, Any]) -> list[float]:
-        beta1, beta2 = (number("betas", beta) for beta in group["betas"])
+        beta1, beta2 = numbers([("betas", beta) for beta in group["betas"]])
         values = {
             "beta1": beta1,
             "beta2": beta2,
             "log_beta1": _log(beta1),
             "log_beta2": _log(beta2),
         }
-        return [values[n] if n in values else number(n, group[n]) for n in ADAM_COLUMNS]
+        return numbers([(n, values[n] if n in values else group[n]) for n in ADAM_COLUMNS])
 
     @staticmethod
     def _decode(group: dict[str, Any], column: str, value: float) -> None:

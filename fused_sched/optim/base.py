@@ -136,15 +136,20 @@ class FusedOptimizer(stock.Optimizer):
 
     # -- the step --------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def _update(self, closure: Closure | None = None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         lean = self._lean
-        if lean is None or not lean.update(self):  # hooks and profiler have been told
+        if lean is not None and lean.update(self):  # hooks and profiler have been told
+            return loss
+        records = torch.is_grad_enabled()
+        torch.set_grad_enabled(False)  # a fifth of what torch.no_grad() takes
+        try:
             self._ledger.stepper.step()
+        finally:
+            torch.set_grad_enabled(records)
         return loss
 
     _hooked_update = stock.Optimizer.profile_hook_step(_update)

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
+
+_PLAIN = (float, int, bool)
+
+
+def numbers(named: Iterable[tuple[str, Any]]) -> list[float]:
+    """Hyperparameters as floats, from pairs of a name and a value; raises as :func:`number`."""
+    return [float(value) if type(value) in _PLAIN else number(name, value) for name, value in named]
 
 
 def number(name: str, value: Any) -> float:

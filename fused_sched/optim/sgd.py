@@ -9,7 +9,7 @@ from fused_sched import stock
 from fused_sched.tables.layout import SGD_COLUMNS
 
 from .base import FusedOptimizer
-from .numbers import number
+from .numbers import numbers
 
 
 class SGD(FusedOptimizer, stock.SGD):
@@ -46,7 +46,7 @@ class SGD(FusedOptimizer, stock.SGD):
 
     @staticmethod
     def _encode(group: Mapping[str, Any]) -> list[float]:
-        return [number(name, group[name]) for name in SGD_COLUMNS]
+        return numbers([(name, group[name]) for name in SGD_COLUMNS])
 
     @classmethod
     def _state_names(cls, group: Mapping[str, Any]) -> tuple[str, ...]:
