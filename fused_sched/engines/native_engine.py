@@ -12,6 +12,7 @@ from torch import Tensor
 from fused_sched.tables import layout
 
 from . import native_cuda
+from .native_first import FirstMember, make_first_step
 from .native_library import Found, advance_fields, make_lean_step, update_fields
 from .native_library import load as load_library
 
@@ -42,6 +43,25 @@ def lean_step(
         return native_cuda.lean_step(block, table, program, rule, found)
     fields = update_fields(block, table, program, rule, found.advance, None, None)
     return make_lean_step(load_library(), fields, None, block, table, found)
+
+
+def first_step(
+    optimizer: Any,
+    params: Sequence[Tensor],
+    members: Sequence[FirstMember],
+    values: Sequence[Sequence[float]],
+    rule: str,
+    forced: dict[None, str | None],
+) -> Any:
+    """A lean step for params on the CPU that no whole step has come before.
+
+    Args:
+        params: every param of the optimizer, in the groups' order.
+        members: those that have a gradient.
+        values: each group's, by column.
+        forced: where the engine asked for is noted.
+    """
+    return make_first_step(load_library(), optimizer, params, members, values, rule, forced)
 
 
 def advancer(block: Block, program: Program) -> Callable[[int], None]:

@@ -29,9 +29,9 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 """In the order of DType in csrc/layout.h."""
 
 
-_DLPACK_DEVICES = {"cpu": 1, "cuda": 2}
-_DLPACK_DTYPES = {torch.float32: (2, 32), torch.bfloat16: (4, 16), torch.float16: (2, 16)}
-_DLPACK_DTYPES[torch.float64] = (2, 64)
+DLPACK_DEVICES = {"cpu": 1, "cuda": 2}
+DLPACK_DTYPES = {torch.float32: (2, 32), torch.bfloat16: (4, 16), torch.float16: (2, 16)}
+DLPACK_DTYPES[torch.float64] = (2, 64)
 """(code, bits) of DLPack's data types."""
 
 
@@ -204,11 +204,11 @@ def make_lean_step(
     for index in range(len(found.params)):
         column = columns.get(index, -1)
         dtype = table.members[column].grad_dtype if column >= 0 else torch.float32
-        facts.extend((column, index in found.reached, *_DLPACK_DTYPES[dtype]))
+        facts.extend((column, index in found.reached, *DLPACK_DTYPES[dtype]))
     return module.LeanStep(
         fields,
         None if number is None else found.plan,
-        (_DLPACK_DEVICES[block.device.type], number or 0),
+        (DLPACK_DEVICES[block.device.type], number or 0),
         found.optimizer.param_groups,
         tuple(found.params),
         facts.tobytes(),

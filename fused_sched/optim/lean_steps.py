@@ -30,8 +30,7 @@ def keep_step(mirror: Mirror, keeper: StateKeeper, params: Sequence[Tensor]) -> 
         mirror.drop_lean()
         return
     (plan,) = plans
-    shown = keeper.counts.replacements if keeper.shown else None
-    made_for = plan.engine, plan.table, id(plan.table.info), len(keeper.waiting), shown
+    made_for = found_by(plan, keeper)
     here = mirror.lean.step
     known = made_for == mirror.lean.made_for
     if here is not None and known:
@@ -48,6 +47,12 @@ def keep_step(mirror: Mirror, keeper: StateKeeper, params: Sequence[Tensor]) -> 
             watch(step, keeper, plan.table.members)
         mirror.lean.keep_step(step)
         keep_calls(mirror, plan)
+
+
+def found_by(plan: Plan, keeper: StateKeeper) -> tuple[Any, ...]:
+    """What a lean step is made for: it serves the next step that finds the same."""
+    shown = keeper.counts.replacements if keeper.shown else None
+    return plan.engine, plan.table, id(plan.table.info), len(keeper.waiting), shown
 
 
 def keep_schedule(mirror: Mirror, scheduler: Any) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from threading import get_ident
 from typing import Any
@@ -58,11 +58,14 @@ class _HostOnly(AbstractContextManager[None]):
 class Mirror:
     """The host's copy of what the launches read and move, and its way to and from the devices."""
 
+    plans: dict[torch.device, Plan]
+
     def __init__(self, optimizer: Any) -> None:
         self.reference = weakref.ref(optimizer)
         self.rules: Any = type(optimizer)
         self.schedules = Schedules(self.rules._COLUMNS)
-        self.plans: dict[torch.device, Plan] = {}
+        self.plans = {}
+        self._put_off: Callable[[Mirror], None] | None = None  # what builds the plans
         self.programs: list[Assembled] = []
         self.cadence = Cadence()
         self.asked = False  # whether the host must ask for a fused schedule's next value
@@ -86,6 +89,23 @@ class Mirror:
         optimizer = self.reference()
         assert optimizer is not None
         return optimizer
+
+    def __getattr__(self, name: str) -> Any:
+        """``plans``, where the first step has put them off."""
+        if name != "plans":
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        with self.lock:
+            if "plans" not in self.__dict__:
+                self.plans = {}
+                build, self._put_off = self._put_off, None
+                if build is not None and self.reference() is not None:
+                    build(self)
+            return self.plans
+
+    def put_plans_off(self, build: Callable[[Mirror], None]) -> None:
+        """Let ``build`` make the plans, when something asks for them."""
+        self._put_off = build
+        del self.plans
 
     def blocks(self) -> list[Plan]:
         """The plans that have a block on their device."""
@@ -226,6 +246,7 @@ class Mirror:
 
     def settle(self) -> None:
         """Count what was launched without Python since the last look."""
+        _ = self.plans  # which have an account of their own where they were put off
         self._count_lean(*self.lean.take_steps())
         if not self.lean.take_advances():
             self.values_ahead = True

@@ -84,6 +84,11 @@ class Schedules:
         kept = [ref for ref in self._roots if (s := ref()) is not None and id(s) not in gone]
         self._roots = [*kept, weakref.ref(scheduler)]
 
+    @property
+    def none_yet(self) -> bool:
+        """Whether there never was a scheduler, nor a history."""
+        return not (self._roots or self.fused or self.histories)
+
     def roots(self) -> Iterator[Any]:
         return (scheduler for ref in self._roots if (scheduler := ref()) is not None)
 

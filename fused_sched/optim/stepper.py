@@ -17,6 +17,7 @@ from fused_sched.tables.program import NO_TABLE
 
 from .changes import show_state, take_changes
 from .fallback import Fallback, is_odd
+from .first_step import make_first_step
 from .group import Group
 from .held import is_held
 from .lean_steps import keep_step
@@ -246,7 +247,16 @@ class Stepper:
     def step(self) -> None:
         """Every param's update, and the fused schedules' advance."""
         with self.mirror.lock:
-            self._step()
+            if self._stepped or not self._first_step():
+                self._step()
+
+    def _first_step(self) -> bool:
+        """Where the optimizer is new and ordinary: its step, without tables; else False."""
+        if self.mirror.plans:
+            return False
+        self.adopt()
+        self._stepped = make_first_step(self.mirror, self.keeper, self.params, self._group_of)
+        return self._stepped
 
     def _step(self) -> None:
         mirror = self.mirror
