@@ -38,6 +38,13 @@ class FusedOptimizer(stock.Optimizer):
     _LEDGER = "_fused_sched_ledger"
     _lean: Any = None
 
+    watch_graphs: bool = True
+    """Whether torch's hooks on a CUDA graph (torch >= 2.14) tell of its replays and of its end.
+
+    Reading the lr after a replay then asks no device, and ``release_capture()`` happens by itself.
+    Assign False before a capture whose graph is launched otherwise than by ``CUDAGraph.replay()``.
+    """
+
     @staticmethod
     def _encode(group: Mapping[str, Any]) -> list[float]:
         """A group's values in the order of the columns."""
@@ -203,5 +210,8 @@ class FusedOptimizer(stock.Optimizer):
         self._ledger.stepper.prepare()
 
     def release_capture(self) -> None:
-        """Declare every graph that captured this optimizer gone; its tables may change again."""
+        """Declare every graph that captured this optimizer gone; its tables may change again.
+
+        From torch 2.14 on it happens by itself, see ``watch_graphs``.
+        """
         self._ledger.stepper.release()

@@ -27,6 +27,8 @@ def _step_scheduler(
     mirror: Mirror, stepper: Stepper, scheduler: Any, *args: Any, **kwargs: Any
 ) -> None:
     fused = mirror.schedules.find(scheduler)
+    if not mirror.hosting:
+        mirror.end_captures()
     if mirror.hosting:
         scheduler._host_step(*args, **kwargs)
     elif fused is not None and not args and not kwargs:
@@ -129,7 +131,7 @@ def _advance_on_device(
         mirror.send_rows()
     _launch(mirror, number, metric)
     if inside:
-        mirror.captured = True
+        mirror.note_capture(known=False)
         mirror.schedules.in_graphs.append(scheduler)
     mirror.values_ahead = True
     return True

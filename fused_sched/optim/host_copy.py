@@ -93,6 +93,10 @@ class HostCopy:
         self._replay.advance(number, steps)
         self.behind = True
 
+    def overran(self) -> bool:
+        """Whether a schedule was advanced past its end."""
+        return self._replay is not None and self._replay.overran()
+
     def show_values(self, decode: Callable[..., None]) -> None:
         """Put the values that it has come to into the groups."""
         assert self._replay is not None

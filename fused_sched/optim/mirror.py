@@ -4,8 +4,8 @@ In eager training the host's values are torch's own recurrences. The device runs
 four cases: advances of a fused schedule that the host has yet to replay (``pending`` ones of an
 interval, ``cadence.rounds`` that calls govern); one that a launch has made ahead of the call
 (``cadence.ahead``), which no read shows; steps that a scaler may have skipped, or a metric that
-only the device saw (``values_ahead``); and a captured graph, whose replays the host never sees
-(``captured``). A read first catches up, a write goes to both.
+only the device saw (``values_ahead``); and a captured graph (``captured``), whose replays the host
+makes again where it is told of them (``captures``). A read first catches up, a write goes to both.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from fused_sched.tables import layout
 from fused_sched.tables.program import Assembled
 
 from .cadence import Cadence
+from .captures import Captures
 from .host_copy import HostCopy
 from .lean import Lean
 from .plan import RELEASE, Plan, capturable, capturing
@@ -32,6 +33,9 @@ from .schedules import Schedules
 
 _FEW = 64
 """Steps up to which the host repeats torch's own code rather than wait for a device."""
+
+_MANY = 200_000
+"""Steps times groups up to which the host makes the steps of replays again, at 45 ns each: 9 ms."""
 
 
 class _HostOnly(AbstractContextManager[None]):
@@ -73,6 +77,7 @@ class Mirror:
         self.values_ahead = False
         self.clock_ahead = False
         self.captured = False
+        self.captures = Captures()
         self.lean = Lean(self.reference)
         self.since_upload = 0
         self.exposed = False  # whether a user may be changing a fused scheduler's lists
@@ -148,8 +153,10 @@ class Mirror:
         behind = self.pending or self.lean.owed or words[layout.ROUNDS] or words[layout.ANSWERED]
         if not (behind or self.values_ahead or self.captured) or capturing():
             return
-        if self.values_ahead or self.captured:
+        if self.asks_device():
             self._fetch()
+        elif self.captured:
+            self._replay_graphs()
         elif self.copy.is_ready():
             self._replay()
         elif behind > _FEW and not cadence.ahead and self.blocks():
@@ -170,6 +177,22 @@ class Mirror:
             if number is not None:
                 self.copy.advance(number, owed)
         self.copy.show_values(self.rules._decode)
+
+    def asks_device(self) -> bool:
+        """Whether only the device knows the values, so that a read waits for it."""
+        alone = self.captured and not (self.captures.counted() and self.copy.is_ready())
+        return self.values_ahead or alone
+
+    def _replay_graphs(self) -> None:
+        """Make the steps of the graphs' replays as well."""
+        steps = self.captures.take()
+        self.pending += steps if self.schedules.fused else 0
+        if self.pending * len(self.optimizer.param_groups) > _MANY:
+            self._fetch()
+            return
+        self._replay()
+        if self.copy.overran():
+            self._fetch()  # which raises
 
     def _repeat(self) -> None:
         """Run torch's recurrences for the steps that the device has made alone."""
@@ -201,6 +224,7 @@ class Mirror:
         """Read the device's values; waits for it, once."""
         self.pending = self.lean.owed = 0
         self.cadence.take_rounds()
+        self.captures.take()
         self.copy.forget()
         self.copy.behind = False
         self.values_ahead = False
@@ -291,8 +315,9 @@ class Mirror:
             advance: how the launch was to advance the fused schedules; None for not at all.
         """
         self.zeroed.clear()
-        if any(capturing(plan.device) for plan in plans):
-            self.captured = True
+        inside = [capturing(plan.device) for plan in plans]
+        if any(inside):
+            self.note_capture(known=all(inside) and not scaled and not self.rates())
             return False
         if scaled:
             self.clock_ahead = True
@@ -463,6 +488,7 @@ class Mirror:
         self.drop_lean()
         self.lean.drop_schedule()
         self.since_upload = 0
+        self.captures.take()
         self.rows_behind = self.exposed = False
         self.cadence.retract()
         self.copy.forget()
@@ -590,6 +616,36 @@ class Mirror:
 
     # -- captures --------------------------------------------------------------------------------
 
+    def note_capture(self, known: bool) -> None:
+        """A step, or a scheduler's, is being captured.
+
+        Args:
+            known: whether the host can tell what each replay of it does to the schedules.
+        """
+        self.captured = True
+        self.captures.note(self.optimizer.watch_graphs, known)
+
+    def end_captures(self) -> None:
+        """Release by itself what graphs have captured of which none is left."""
+        if not self.captured or capturing() or not self.captures.over():
+            return
+        for plan in self.blocks():
+            if plan.device.type == "cuda":
+                torch.cuda.synchronize(plan.device)  # a graph that is gone may still run
+        self.release()
+
+    def release(self) -> None:
+        """Forget the captures; every table may change again."""
+        self.refresh()
+        self.refresh_clock()
+        self.captured = False
+        self.captures.forget()
+        self.schedules.in_graphs.clear()
+        for plan in self.plans.values():
+            plan.captured_tables.clear()
+        self.upload()  # the calls govern again
+
     def refuse_if_captured(self, what: str) -> None:
+        self.end_captures()
         if self.captured:
             raise RuntimeError(f"{what} changes the tables, but {RELEASE}.")

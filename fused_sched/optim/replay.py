@@ -37,6 +37,7 @@ class Replay:
                 mine.ops[row, layout.AUX_LENGTH] = 0
         self._advances = [native_engine.advancer(self.block, p) for p in self.block.programs]
         self._values = numbers_of(self.block.record)
+        self._overrun = self.block.clock[layout.OVERRUN]
         self._lanes = numbers_of(self.block.programs[0].lanes)
         self._groups = groups
         self._row_size, self._last = layout.LANE_WORDS * groups, layout.LAST * groups
@@ -44,6 +45,10 @@ class Replay:
     def advance(self, number: int, steps: int) -> None:
         """Make so many steps of program ``number``."""
         self._advances[number](steps)
+
+    def overran(self) -> bool:
+        """Whether a row has held its value, past its end."""
+        return bool(self._overrun)
 
     def write(self, group: int, column: int, value: float) -> None:
         """A value that the user has assigned."""

@@ -261,6 +261,7 @@ class Stepper:
     def _step(self) -> None:
         mirror = self.mirror
         mirror.settle()
+        mirror.end_captures()
         optimizer = mirror.optimizer
         self.adopt()
         mirror.take_back()
@@ -343,6 +344,7 @@ class Stepper:
         if capturing():
             raise RuntimeError("prepare() allocates memory; call it before the capture")
         mirror.drop_lean()
+        mirror.end_captures()
         self.adopt()
         mirror.refresh()
         _, engines = self._by_engine()
@@ -365,16 +367,9 @@ class Stepper:
 
     def release(self) -> None:
         """Forget the captures; every table may change again."""
-        mirror = self.mirror
         if capturing():
             raise RuntimeError("release_capture() cannot run while a CUDA graph is being captured")
-        mirror.refresh()
-        mirror.refresh_clock()
-        mirror.captured = False
-        mirror.schedules.in_graphs.clear()
-        for plan in mirror.plans.values():
-            plan.captured_tables.clear()
-        mirror.upload()  # the calls govern again
+        self.mirror.release()
 
 
 def _at(scalar: Tensor | None, plan: Plan) -> Tensor | None:

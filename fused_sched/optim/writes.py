@@ -19,6 +19,7 @@ def before_write(mirror: Mirror, group: dict[str, Any], key: str, value: Any) ->
     """
     if mirror.hosting or mirror.reference() is None:
         return
+    mirror.end_captures()
     mirror.take_back()  # the next values are computed from this one
     if isinstance(value, Tensor):
         mirror.refresh()
@@ -31,7 +32,7 @@ def before_write(mirror: Mirror, group: dict[str, Any], key: str, value: Any) ->
         _refuse_unusable(mirror, group, key, value)
     if key == "lr":
         (mirror.zeroed.add if _is_zero(value) else mirror.zeroed.discard)(id(group))
-    if not columns or mirror.recursive() or not (mirror.values_ahead or mirror.captured):
+    if not columns or mirror.recursive() or not mirror.asks_device():
         mirror.refresh()
 
 
