@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -99,7 +97,7 @@ def explain(optimizer: Any) -> Explanation:
         launches_per_step=len(devices) + copies if on_tables else None,
         syncs_per_step=_syncs(optimizer, devices, on_tables),
         obstacle=_obstacle(ledger, devices, launched, torch_step),
-        graph_nodes=_nodes(engines.values(), copies) if on_gpu else None,
+        graph_nodes=_nodes(copies) if on_gpu else None,
         bytes_per_step=sum(table.bytes_per_step() for table in tables) if tables else None,
         fused=[type(one.scheduler).__name__ for one in schedules.fused],
         explicit=[type(one).__name__ for one in explicit],
@@ -116,11 +114,8 @@ def _any_cuda(devices: list[torch.device]) -> bool:
     return any(device.type == "cuda" for device in devices)
 
 
-def _nodes(engines: Iterable[ModuleType], copies: int) -> str:
-    extra = f" and {copies} copies of odd tensors" if copies else ""
-    if all(engine.NAME == "native" for engine in engines):
-        return f"one kernel node{extra}"  # the gradients' addresses are its parameters
-    return f"one kernel node and one memcpy node (the gradients' addresses){extra}"
+def _nodes(copies: int) -> str:
+    return "one kernel node" + (f" and {copies} copies of odd tensors" if copies else "")
 
 
 def _syncs(optimizer: Any, devices: list[torch.device], on_tables: bool) -> int:

@@ -21,53 +21,17 @@ from . import layout
 
 _ALIGN = 2  # int64 words: every field starts at a multiple of 16 bytes
 
-_ahead: list[Tensor] = []
-"""Page-locked bytes for captured copies; the last tensor is what is left to take."""
 
-_AHEAD_BYTES = 1 << 20
-_AHEAD_COPIES = 16
-
-
-def send(target: Tensor, source: Tensor) -> Tensor | None:
-    """Copy a CPU tensor into ``target``, on its device's current stream, without waiting.
-
-    Returns:
-        The page-locked tensor that the copy reads; a captured copy reads it at every replay.
-    """
+def send(target: Tensor, source: Tensor) -> None:
+    """Copy a CPU tensor into ``target``, on its device's current stream, without waiting."""
     if target.device.type != "cuda":
         target.copy_(source)
-        return None
-    if torch.cuda.is_current_stream_capturing():
-        staged = _take(source)
-    else:
-        _page_lock_ahead(source.nbytes)
-        # A fresh page-locked tensor each time: the host runs ahead of the device, and the caching
-        # host allocator keeps this one until the copy has been made.
-        staged = torch.empty(source.shape, dtype=source.dtype, device="cpu", pin_memory=True)
+        return
+    # A fresh page-locked tensor each time: the host runs ahead of the device, and the caching host
+    # allocator keeps this one until the copy has been made.
+    staged = torch.empty(source.shape, dtype=source.dtype, device="cpu", pin_memory=True)
     staged.copy_(source)
     target.copy_(staged, non_blocking=True)
-    return staged
-
-
-def _page_lock_ahead(size: int) -> None:
-    """Have room for captured copies: CUDA page-locks nothing while a stream captures.
-
-    ``torch.cuda.graph`` empties torch's cache of page-locked memory just before, and only some
-    versions of torch can still allocate then.
-    """
-    wanted = max(_AHEAD_BYTES, _AHEAD_COPIES * size)
-    if not _ahead or _ahead[-1].numel() < wanted // 2:
-        _ahead.append(torch.empty(wanted, dtype=torch.uint8, device="cpu", pin_memory=True))
-
-
-def _take(source: Tensor) -> Tensor:
-    """A place for the source of a captured copy, never handed out again."""
-    size = -(-source.nbytes // 64) * 64
-    if not _ahead or _ahead[-1].numel() < size:
-        _ahead.append(torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=True))
-    room = _ahead[-1]
-    _ahead[-1] = room[size:]
-    return room[: source.nbytes].view(source.dtype).view(source.shape)
 
 
 def numbers_of(tensor: Tensor) -> Any:

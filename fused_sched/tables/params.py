@@ -13,6 +13,7 @@ from torch import Tensor
 from . import layout
 from .block import send
 from .local import SUPPORTED, is_dense, local, real, same_layout
+from .uncaptured import uncaptured
 
 _NOWHERE = 16
 """Address of an empty gradient, whose data_ptr() is 0: 0 says that there is no gradient."""
@@ -170,9 +171,7 @@ class ParamTable:
         self._fixed = self._fixed_addresses()
         self._sent: list[int] | None = None
         self._borrowed = False  # the addresses are another table's
-        # A captured copy reads its page-locked source at every replay, and the odd tensors.
-        self._sending: Tensor | None = None
-        self._kept: list[Any] = []
+        self._kept: list[Any] = []  # odd tensors, which a graph reads at every replay
         self.addresses = torch.zeros(
             layout.SLOTS, max(len(self.members), 1), dtype=torch.int64, device=device
         )
@@ -293,17 +292,18 @@ class ParamTable:
             self.send_addresses([0] * len(self.members))
 
     def send_addresses(self, grads: Sequence[int]) -> None:
-        """Put this step's gradients into the table, if they moved."""
-        if self._borrowed:
-            self.addresses = torch.empty_like(self.addresses)
-            self._sent, self._borrowed = None, False
+        """Put this step's gradients into the table, if they moved; a captured copy gets its own."""
         params, *states = self._fixed
         flat = [*params, *grads]
-        if flat == self._sent or not self.members:
+        if (flat == self._sent and not self._borrowed) or not self.members:
             return
         rows = [params, list(grads), *states]
         host = torch.tensor(rows, dtype=torch.int64, device="cpu")
-        self._sending = send(self.addresses, host)
+        if self._borrowed:
+            self.addresses = uncaptured(host, self.device)
+            self._borrowed = False
+        else:
+            send(self.addresses, host)
         self._sent = flat
 
     def bytes_per_step(self) -> int:

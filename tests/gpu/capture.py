@@ -1,12 +1,14 @@
 """``capture``: CUDA graph capture; on CPU tensors a stand-in, so that tests run without a GPU.
 
 The stand-in behaves as a capture does: kernels, copies and in-place operations are recorded and
-do not run; ``replay()`` runs them on the same memory; what would wait for the device raises.
+do not run; ``replay()`` runs them on the same memory; what would wait for the device raises. What
+is filled outside the capture is filled at once.
 """
 
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,11 +16,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from fused_sched.engines import triton_engine
 from fused_sched.optim.plan import capturing
+from fused_sched.tables import params
 
 
 class RecordedGraph:
@@ -26,6 +29,7 @@ class RecordedGraph:
 
     def __init__(self) -> None:
         self.operations: list[Callable[[], object]] = []
+        self.nodes: Counter[str] = Counter()
 
     @torch.no_grad()
     def replay(self) -> None:
@@ -45,6 +49,8 @@ class _Recorder(TorchDispatchMode):
         if func is torch.ops.aten._local_scalar_dense.default:
             raise RuntimeError("a read of a tensor is not permitted while capturing")
         if func._schema.is_mutable:
+            copies = func is torch.ops.aten.copy_.default
+            self.graph.nodes["memcpy" if copies else "kernel"] += 1
             self.graph.operations.append(lambda: func(*args, **kwargs))
             return kwargs.get("out", args[0]) if func._schema.returns else None
         result = func(*args, **kwargs)
@@ -60,33 +66,39 @@ def _overwrite(result: Any, again: Any) -> None:
 
 @contextmanager
 def _recording(graph: RecordedGraph) -> Iterator[None]:
-    launch = triton_engine._launch
+    launch, fill = triton_engine._launch, params.uncaptured
 
     def record(*arguments: Any) -> None:
         graph.operations.append(lambda: launch(*arguments))
+        graph.nodes["kernel"] += 1
+
+    def uncaptured(*arguments: Any) -> Tensor:
+        with _disable_current_modes():
+            return fill(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
         for name, module in list(sys.modules.items()):
             if name.startswith("fused_sched.") and vars(module).get("capturing") is capturing:
                 patch.setattr(module, "capturing", lambda device=None: True)
         patch.setattr(triton_engine, "_launch", record)
+        patch.setattr(params, "uncaptured", uncaptured)
         with _Recorder(graph):
             yield
 
 
-def new_graph(device: torch.device) -> Any:
-    """A graph to capture into."""
-    return torch.cuda.CUDAGraph() if device.type == "cuda" else RecordedGraph()
+def new_graph(device: torch.device, keep_graph: bool = False) -> Any:
+    """A graph to capture into; whose nodes are to be counted is kept."""
+    return torch.cuda.CUDAGraph(keep_graph) if device.type == "cuda" else RecordedGraph()
 
 
 @contextmanager
-def capture(graph: Any) -> Iterator[None]:
-    """As ``torch.cuda.graph``, with its default error mode."""
+def capture(graph: Any, **options: Any) -> Iterator[None]:
+    """As ``torch.cuda.graph``, by default with its default error mode."""
     if isinstance(graph, RecordedGraph):
         with _recording(graph):
             yield
     else:
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, **options):
             yield
 
 

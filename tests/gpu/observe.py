@@ -16,6 +16,8 @@ import torch
 
 from fused_sched.tables.block import Block
 
+from .capture import RecordedGraph
+
 _WORK = {"kernel": "kernel", "gpu_memcpy": "memcpy", "gpu_memset": "memset"}
 """Categories of a profiler's trace that are work of the device, and our names for them."""
 
@@ -44,6 +46,8 @@ def _profile(call: Callable[[], object], folder: Path) -> list[dict[str, Any]]:
 
 def nodes(graph: Any) -> Counter[str]:
     """Count a captured graph's nodes by type; it must have been made with ``keep_graph=True``."""
+    if isinstance(graph, RecordedGraph):
+        return graph.nodes
     driver = ctypes.CDLL("libcuda.so.1")
     handle = ctypes.c_void_p(int(graph.raw_cuda_graph()))
     size = ctypes.c_size_t(0)
