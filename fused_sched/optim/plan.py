@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -146,9 +146,21 @@ class Plan:
         if self.device.type != "cuda" or capturing(self.device):
             return
         stream = torch.cuda.current_stream(self.device)
-        if self._last_stream is not None and stream != self._last_stream:
+        if stream == self._last_stream:
+            return
+        if self._last_stream is not None:
             stream.wait_stream(self._last_stream)
+        for tensor in self._tensors():
+            # Made on another stream, whose next allocation would get its memory as soon as it is
+            # let go, also under a launch on this one that is still to come.
+            tensor.record_stream(stream)
         self._last_stream = stream
+
+    def _tensors(self) -> Iterator[Tensor]:
+        """What this plan has allocated for its launches."""
+        yield from self.table.tensors()
+        if self.block is not None:
+            yield from self.block.tensors()
 
     def load(self, scalings: Iterable[layout.Scaling]) -> None:
         """Load the kernels that the present table, its gradients and these scalings need."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from math import prod
 from typing import Any
@@ -109,6 +109,11 @@ class Block:
             field(prod(lanes)).view(torch.float64).view(lanes),
             torch.zeros(max(aux, 1), dtype=torch.float64, device=self.device),
         )
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Its allocations."""
+        yield self.memory
+        yield from (program.aux for program in self.programs)
 
     def send_values(self, record: Tensor, programs: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Write both halves of the record and every program's rows, on a GPU in one copy.

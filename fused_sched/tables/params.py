@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -265,6 +265,14 @@ class ParamTable:
     def staged(self) -> list[Member]:
         """Members with a copy around the launch."""
         return [m for m in self.members if m.staged_param is not None or m.staged_grad is not None]
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Its allocations."""
+        yield self.addresses
+        yield self.chunks
+        yield from self._facts.values()
+        for member in self.staged:
+            yield from (t for t in (member.staged_param, member.staged_grad) if t is not None)
 
     def grad_addresses(self) -> list[int]:
         """Every member's gradient, 0 for those without."""

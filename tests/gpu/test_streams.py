@@ -107,3 +107,23 @@ def test_host_that_runs_far_ahead_of_the_device(cuda):
         opt.step()
     expected = -sum(float(2**k % 1021) for k in range(100))
     assert weight.tolist() == [expected] * 4
+
+
+def test_tables_let_go_stay_until_the_launch_that_reads_them_is_done(cuda):
+    """Nothing else gets their memory while that launch waits in another stream's queue."""
+    first, second = (Parameter(torch.zeros(4, device=cuda)) for _ in range(2))
+    first.grad = torch.ones_like(first)
+    opt = fused_sched.optim.SGD([first, second], lr=1.0)
+    opt.step()  # its tables belong to the default stream
+    torch.cuda.synchronize()
+    busy, third = torch.cuda.Stream(), torch.cuda.Stream()
+    with torch.cuda.stream(busy):
+        torch.cuda._sleep(SLEEP)
+        opt.step()
+    with torch.cuda.stream(third):
+        second.grad = torch.ones_like(second)
+        opt.step()  # with other tables, which hold the second param too
+    rubbish = [torch.zeros(64, dtype=torch.int64, device=cuda) for _ in range(1000)]
+    torch.cuda.synchronize()
+    del rubbish
+    assert (first.tolist(), second.tolist()) == ([-3.0] * 4, [-1.0] * 4)
