@@ -60,6 +60,7 @@ def serve(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(native_cuda, "_where", lambda device: [0, 0])
     for name in ("update", "load", "advance", "lean_step"):
         patch.setattr(native_engine, name, getattr(native_cuda, name))
+    patch.delattr(native_engine, "first_step")  # the CPU's
     patch.setattr(Lean, "keep_schedule", lambda *_: None)  # its advance is the CPU's
 
 
