@@ -46,7 +46,8 @@ def launch_engine(request):
 
 @pytest.fixture
 def whole_steps(monkeypatch):
-    """No lean steps, as on the engines that have none."""
+    """No lean steps and no short first ones, as on the engines that have none."""
+    monkeypatch.setattr(stepper, "make_first_step", lambda *_: False)
     monkeypatch.setattr(stepper, "keep_step", lambda *_: None)
     monkeypatch.setattr(explicit, "keep_schedule", lambda *_: None)
 
