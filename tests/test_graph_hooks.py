@@ -311,19 +311,30 @@ def test_a_scaled_step_is_asked_about(fetches):
     assert fetches
 
 
-def test_a_captured_schedulers_step_is_asked_about(fetches):
-    params = three()
-    opt = ADAM.build(OURS, params)
-    sched = cosine(fused_sched.lr_scheduler, opt)
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_captured_schedulers_step_is_counted_two_are_asked_about(number, fetches):
+    params, theirs = three(), three()
+    opt, plain = ADAM.build(OURS, params), stock(ADAM, theirs)
+    parts, plain_parts = fused_sched.lr_scheduler, torch.optim.lr_scheduler
+    schedules = [parts.ExponentialLR(opt, 0.5), cosine(parts, opt)][:number]
+    plain_schedules = [plain_parts.ExponentialLR(plain, 0.5), cosine(plain_parts, plain)][:number]
     set_grads(params, 0)
     opt.prepare()
     graph = Graph()
     with graph.made():
         opt.step()
-        sched.step()
-    graph.replay(3)
-    assert sched.last_epoch == 3
-    assert fetches
+        for sched in schedules:
+            sched.step()
+    for replays in (1, 3, 2):
+        graph.replay(replays)
+        for _ in range(replays):
+            plain.step()
+            for sched in plain_schedules:
+                sched.step()
+        told = opt.param_groups[0]["lr"], [sched.last_epoch for sched in schedules]
+        expected = plain.param_groups[0]["lr"], [sched.last_epoch for sched in plain_schedules]
+        assert told == (pytest.approx(expected[0], rel=1e-12), expected[1])
+    assert bool(fetches) == (number == 2)
 
 
 # -- the end of a graph --------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import itertools
 import sys
 import threading
 import weakref
+from collections import Counter
 from typing import Any
 
 import torch
@@ -65,14 +66,14 @@ class Watched:
     """One graph, from its capture until it is reset or destroyed; it holds no reference to it.
 
     Attributes:
-        steps: optimizer steps in one replay.
+        advances: of each program of the schedules, in one replay.
         alive: whether it can be replayed.
         failed: whether a replay raised, so that it may have run or not.
     """
 
     def __init__(self, graph: Any) -> None:
         self.graph = weakref.ref(graph)
-        self.steps = 0
+        self.advances: Counter[int] = Counter()
         self.alive = True
         self.failed = False
         self._draw = itertools.count().__next__  # one call of C, so that no thread's is lost
@@ -91,11 +92,11 @@ class Watched:
         self.alive = False
         self._hook.remove()  # of a graph that was reset and may be captured anew
 
-    def take(self) -> int:
-        """The steps of the replays since the last call."""
+    def take(self) -> Counter[int]:
+        """The advances of the replays since the last call."""
         number = self._draw()
         replays, self._drawn = number - self._drawn, number + 1
-        return replays * self.steps
+        return Counter({program: replays * count for program, count in self.advances.items()})
 
     def stop(self) -> None:
         """Look no further."""
@@ -112,14 +113,15 @@ class Captures:
         self._unknown = False  # some step does what only the device knows
         watch_captures()
 
-    def note(self, watch: bool, known: bool) -> None:
+    def note(self, watch: bool, program: int | None) -> None:
         """A step, or a scheduler's, is being captured.
 
         Args:
             watch: whether the user lets us look at graphs.
-            known: whether the host can tell what each replay of it does to the schedules.
+            program: which one of the schedules' it advances by one; None where only the device
+                knows what each replay does.
         """
-        self._unknown = self._unknown or not known
+        self._unknown = self._unknown or program is None
         graph = OPEN.graph() if watch else None
         if graph is None:
             self._unseen = True
@@ -128,15 +130,16 @@ class Captures:
         if here is None:
             here = Watched(graph)
             self._watched.append(here)
-        here.steps += 1
+        if program is not None:
+            here.advances[program] += 1
 
     def counted(self) -> bool:
-        """Whether the steps of every replay are counted, and do what the host can do again."""
+        """Whether every replay is counted, and does what the host can do again."""
         return not (self._unseen or self._unknown or any(one.failed for one in self._watched))
 
-    def take(self) -> int:
-        """The steps of all replays since the last call, where they are counted."""
-        return sum([one.take() for one in self._watched])
+    def take(self) -> Counter[int]:
+        """The advances of each program in all replays since the last call, where counted."""
+        return sum([one.take() for one in self._watched], Counter())
 
     def over(self) -> bool:
         """Whether no graph is left, and no capture under way that a release would disturb."""

@@ -130,10 +130,15 @@ def _advance_on_device(
     if not inside:
         mirror.send_rows()
     _launch(mirror, number, metric)
-    if inside:
-        mirror.note_capture(known=False)
-        mirror.schedules.in_graphs.append(scheduler)
-    mirror.values_ahead = True
+    if not inside:
+        mirror.values_ahead = True
+        return True
+    schedules = mirror.schedules
+    schedules.in_graphs.append(scheduler)
+    # Two that move one value, or one with a step between, the host could not make in their order.
+    alone = not schedules.fused and all(one is scheduler for one in schedules.in_graphs)
+    known = alone and metric is None and not mirror.rates()
+    mirror.note_capture(number if known else None)
     return True
 
 

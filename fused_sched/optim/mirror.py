@@ -185,11 +185,15 @@ class Mirror:
 
     def _replay_graphs(self) -> None:
         """Make the steps of the graphs' replays as well."""
-        steps = self.captures.take()
-        self.pending += steps if self.schedules.fused else 0
-        if self.pending * len(self.optimizer.param_groups) > _MANY:
+        advances = self.captures.take()
+        fused = advances.pop(0, 0)
+        self.pending += fused if self.schedules.fused else 0
+        steps = self.pending + advances.total()
+        if steps * len(self.optimizer.param_groups) > _MANY:
             self._fetch()
             return
+        for program, times in advances.items():
+            self.copy.advance(program, times)
         self._replay()
         if self.copy.overran():
             self._fetch()  # which raises
@@ -317,7 +321,8 @@ class Mirror:
         self.zeroed.clear()
         inside = [capturing(plan.device) for plan in plans]
         if any(inside):
-            self.note_capture(known=all(inside) and not scaled and not self.rates())
+            known = all(inside) and not scaled and not self.rates()
+            self.note_capture(0 if known else None)
             return False
         if scaled:
             self.clock_ahead = True
@@ -616,14 +621,15 @@ class Mirror:
 
     # -- captures --------------------------------------------------------------------------------
 
-    def note_capture(self, known: bool) -> None:
+    def note_capture(self, program: int | None) -> None:
         """A step, or a scheduler's, is being captured.
 
         Args:
-            known: whether the host can tell what each replay of it does to the schedules.
+            program: which one of the schedules' each replay of it advances by one; None where only
+                the device knows what it does.
         """
         self.captured = True
-        self.captures.note(self.optimizer.watch_graphs, known)
+        self.captures.note(self.optimizer.watch_graphs, program)
 
     def end_captures(self) -> None:
         """Release by itself what graphs have captured of which none is left."""
