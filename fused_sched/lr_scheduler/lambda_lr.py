@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -26,6 +27,11 @@ class _Lambdas(DeviceScheduler):
 
     def _scales(self) -> list[float]:
         """What each group's value is multiplied by on the host, once."""
+        raise NotImplementedError
+
+    @staticmethod
+    def _next_values(attributes: dict[str, Any], groups: Sequence[dict[str, Any]]) -> list[Any]:
+        """torch's ``get_lr()``, from the scheduler's dict and groups that hold Python floats."""
         raise NotImplementedError
 
     def _tabulated(self) -> bool:
@@ -93,6 +99,11 @@ class LambdaLR(_Lambdas, stock.LambdaLR):
     def _scales(self) -> list[float]:
         return base_lrs(self)
 
+    @staticmethod
+    def _next_values(attributes: dict[str, Any], groups: Sequence[dict[str, Any]]) -> list[Any]:
+        epoch, bases = attributes["last_epoch"], attributes["base_lrs"]
+        return [b * call(epoch) for call, b in zip(attributes["lr_lambdas"], bases, strict=True)]
+
     def _pieces(self) -> tuple[Piece, ...] | None:
         """What all groups' callables are, if transformers made them alike."""
         first, *others = (pieces_of(call) for call in self.lr_lambdas)
@@ -123,3 +134,11 @@ class MultiplicativeLR(_Lambdas, stock.MultiplicativeLR):
 
     def _scales(self) -> list[float]:
         return [1.0] * len(self.lr_lambdas)
+
+    @staticmethod
+    def _next_values(attributes: dict[str, Any], groups: Sequence[dict[str, Any]]) -> list[Any]:
+        epoch, calls = attributes["last_epoch"], attributes["lr_lambdas"]
+        return [
+            dict.__getitem__(group, "lr") * call(epoch)
+            for call, group in zip(calls, groups, strict=True)
+        ]

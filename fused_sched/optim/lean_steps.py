@@ -16,6 +16,7 @@ from fused_sched.engines.native_library import Found
 from fused_sched.tables import layout
 
 from .lean import LEAN
+from .lean_host import LeanHost
 from .mirror import Mirror
 from .plan import Plan
 from .schedules import is_tabulated
@@ -59,9 +60,15 @@ def keep_schedule(mirror: Mirror, scheduler: Any) -> None:
     """After a step of the only scheduler, on the host: make the next ones lean."""
     plans = list(mirror.plans.values())
     schedules = mirror.schedules
-    number = schedules.program_of(scheduler)
     alone = list(schedules.roots()) == [scheduler] and not schedules.fused
-    if number is None or not alone or len(plans) != 1 or mirror.captured or mirror.rates():
+    if not alone or len(plans) > 1 or mirror.captured or mirror.rates():
+        return
+    if _asks_alone(mirror, scheduler):
+        block = plans[0].block if plans else None
+        mirror.lean.keep_schedule(scheduler, LeanHost(mirror, scheduler, block))
+        return
+    number = schedules.program_of(scheduler)
+    if number is None or not plans:
         return
     if scheduler._TAKES_METRIC or is_tabulated(scheduler):
         return  # the host must look at each step
@@ -72,6 +79,18 @@ def keep_schedule(mirror: Mirror, scheduler: Any) -> None:
     mirror.send_rows()
     program, ends = plan.block.programs[number], mirror.programs[number].ends
     mirror.lean.keep_schedule(scheduler, make(plan.block, program, mirror.optimizer, ends))
+
+
+def _asks_alone(mirror: Mirror, scheduler: Any) -> bool:
+    """Whether a step asks users' functions for lr and does nothing else, all of it on the CPU."""
+    return (
+        hasattr(scheduler, "_next_values")
+        and is_tabulated(scheduler)
+        and not scheduler._changed()
+        and scheduler.hyper == "lr"
+        and not mirror.schedules.tables
+        and all(plan.device.type == "cpu" for plan in mirror.plans.values())
+    )
 
 
 def keep_calls(mirror: Mirror, plan: Plan) -> None:

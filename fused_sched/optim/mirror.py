@@ -556,7 +556,7 @@ class Mirror:
             others
             or not simple
             or scheduler._changed()
-            or not all(type(value) is float for value in values)
+            or not all(isinstance(value, float) for value in values)
         ):
             return False
         if any(capturable(device) for device in self.plans):

@@ -1,0 +1,83 @@
+"""The lean step of a schedule that asks users' functions: torch's recurrence, on the host."""
+
+from __future__ import annotations
+
+import weakref
+from operator import is_
+from typing import Any
+
+from torch import Tensor
+
+from fused_sched.tables import layout
+from fused_sched.tables.block import Block, numbers_of
+
+from .mirror import Mirror
+from .plan import capturing
+
+
+class LeanHost:
+    """Steps of the only scheduler of an optimizer whose block, if it has one, lies on the CPU.
+
+    It does what torch's ``step()`` does, in the same order, past the scheduler's and the groups'
+    own methods; whatever may be other than at the last whole step is looked at first.
+
+    Args:
+        scheduler: has ``_next_values``, which asks the functions.
+    """
+
+    def __init__(self, mirror: Mirror, scheduler: Any, block: Block | None) -> None:
+        self._mirror = mirror
+        self._scheduler = weakref.ref(scheduler)
+        self._next_values = type(scheduler)._next_values
+        self._list = mirror.optimizer.param_groups
+        self._groups = tuple(self._list)
+        self._columns = [] if block is None else _columns(block)
+        self._block = block  # which owns the columns' memory
+
+    def take(self) -> int:
+        """Steps that the host has yet to make: none."""
+        return 0
+
+    def step(self) -> bool:
+        """True if the step was made."""
+        mirror, scheduler = self._mirror, self._scheduler()
+        if scheduler is None or mirror.hosting or capturing():
+            return False
+        with mirror.host_only():
+            attributes = scheduler.__dict__
+            if not self._is_as_before(attributes):
+                return False
+            values = self._step(attributes)
+        if mirror.written or not all([isinstance(value, float) for value in values]):
+            mirror.drop_lean_schedule()
+            mirror.follow(scheduler)
+        else:
+            for column in self._columns:
+                column[:] = values
+        return True
+
+    def _is_as_before(self, attributes: dict[str, Any]) -> bool:
+        mirror, groups = self._mirror, self._groups
+        now = mirror.optimizer.param_groups
+        same = now is self._list and len(now) == len(groups) and all(map(is_, now, groups))
+        calls = len(attributes["lr_lambdas"]) == len(groups)
+        return same and calls and not (mirror.values_ahead or mirror.captured)
+
+    def _step(self, attributes: dict[str, Any]) -> list[Any]:
+        attributes["_step_count"] += 1
+        attributes["_get_lr_called_within_step"] = True
+        try:
+            attributes["last_epoch"] += 1
+            values = self._next_values(attributes, self._groups)
+        finally:
+            attributes["_get_lr_called_within_step"] = False
+        for group, value in zip(self._groups, values, strict=True):
+            dict.__setitem__(group, "lr", value)
+        attributes["_last_lr"] = [v.clone() if isinstance(v, Tensor) else v for v in values]
+        return values
+
+
+def _columns(block: Block) -> list[Any]:
+    """lr in both halves of the record, as arrays of one number for each group."""
+    halves = block.record[:, layout.LR_COLUMN]
+    return [numbers_of(half) for half in halves]
