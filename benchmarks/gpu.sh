@@ -47,9 +47,9 @@ bench() { # bench <seconds> <module> <option...>: one benchmark, in what time is
     cat "$OUT/bench.log" >>"$RESULTS/log.txt"
     tar -czf "$OUT/results.tar.gz" -C "$RESULTS" .
 }
-bench 130 step
+bench 130 step --models gpt2 resnet50 28groups 10000x64 mlp 1000x1000 10x64 64M
 bench 60 graph
-bench 70 step --dtype bfloat16
+bench 70 step --dtype bfloat16 --models gpt2 resnet50 28groups 10000x64 mlp 1000x1000 10x64 64M
 bench 50 cases
 bench 60 step --optimizer SGD
 bench 30 schedule

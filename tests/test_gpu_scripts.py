@@ -12,8 +12,12 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import torch
 
-from tests.gpu import conftest as gpu
+import fused_sched
+from benchmarks.models import QUICK_MODELS
+from tests.gpu import sanitize
+from tests.gpu.order import FIRST
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = {"gpu": "tests/gpu/run.sh", "gpu-bench": "benchmarks/gpu.sh"}
@@ -94,6 +98,20 @@ def test_gpu_bench_builds_where_nothing_is_compiled(tmp_path: Path) -> None:
     assert "build_ext" in calls[0] and "sanitize" in calls[1]
 
 
+def test_models_that_tell_most_are_measured_first() -> None:
+    chosen = re.findall(r"--models (.+)", (ROOT / SCRIPTS["gpu-bench"]).read_text())
+    assert len(chosen) == 2 and all(names.startswith("gpt2 resnet50 ") for names in chosen)
+    for names in chosen:
+        assert {*QUICK_MODELS, "10000x64"} == set(names.split())
+
+
+@pytest.mark.parametrize("part", ["schedules", "scaler", "optimizers"])
+def test_what_memcheck_runs_runs(part: str, capsys: pytest.CaptureFixture) -> None:
+    with fused_sched.use_engine("native"):
+        getattr(sanitize, part)(torch.device("cpu"))
+    assert "ok" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("script, fails", [("gpu", "doctor"), ("gpu-bench", "benchmarks.step")])
 def test_failed_stage_stops_nothing_and_fails_the_whole(
     script: str, fails: str, tmp_path: Path
@@ -125,7 +143,7 @@ def test_without_a_gpu_nothing_runs(script: str, tmp_path: Path) -> None:
 
 
 def test_files_that_come_first_are_there() -> None:
-    assert all((ROOT / "tests" / "gpu" / name).exists() for name in gpu.FIRST)
+    assert all((ROOT / "tests" / "gpu" / name).exists() for name in FIRST)
 
 
 TESTS = """
