@@ -29,7 +29,9 @@ def take_changes(mirror: Mirror, keeper: StateKeeper, plan: Plan, in_place: bool
             told = True
         if replaced and in_place and not moved and (mirror.captured or keeper.same_dtypes(member)):
             with mirror.host_only():
-                keeper.restore(member, mirror.optimizer.param_groups[member.group])
+                group = mirror.optimizer.param_groups[member.group]
+                keeper.restore(member, group, mirror.captured)
+            plan.shown_clock = -1  # what is shown of it is yet to be written
         elif replaced:
             gone.add(member.index)
     if told and plan.block is not None:

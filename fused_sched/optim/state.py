@@ -210,8 +210,12 @@ class StateKeeper:
             for name, state in self._slots(member)
         )
 
-    def restore(self, member: Member, group: Mapping[str, Any]) -> None:
-        """Bring the state dict's tensors into the table's, whose addresses a graph may know."""
+    def restore(self, member: Member, group: Mapping[str, Any], captured: bool) -> None:
+        """Bring the state dict's tensors into the table's, whose addresses a graph may know.
+
+        Args:
+            captured: replays reach the param without the host, so its state is shown at once.
+        """
         param = member.param
         entry = self.state.get(param)
         for name, state in self._slots(member):
@@ -227,6 +231,9 @@ class StateKeeper:
         if entry:
             self.waiting.pop(param, None)
             entry.update(tensors)
+        elif captured:
+            self.waiting.pop(param, None)
+            self.state[param] = tensors
         else:
             self.state.pop(param, None)
             self.waiting[param] = tensors

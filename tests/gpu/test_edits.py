@@ -13,24 +13,32 @@ import fused_sched
 from .capture import capture, new_graph
 from .observe import no_sync
 from .training import (
+    ADAMW_COSINE,
     ADAMW_ONE_CYCLE,
     PAIRS,
     SGD_COSINE,
+    Pair,
     Training,
     assert_same_params,
     assert_same_values,
+    cosine,
     train_both,
 )
 
 
-@pytest.fixture
-def graphed(device):
-    """(ours, stock, graph) of SGD with a fused cosine, after the warm-up."""
-    ours, stock = train_both(SGD_COSINE, device)
+def fused_and_captured(pair, device):
+    """(ours, stock, graph), after the warm-up."""
+    ours, stock = train_both(pair, device)
     fused_sched.fuse(ours.opt, ours.sched)
     ours.warm_up()
     stock.warm_up()
     return ours, stock, ours.capture()
+
+
+@pytest.fixture
+def graphed(device):
+    """Of SGD with a cosine."""
+    return fused_and_captured(SGD_COSINE, device)
 
 
 def assert_follows(graphed, replays: int, when: str) -> None:
@@ -45,11 +53,18 @@ def assert_follows(graphed, replays: int, when: str) -> None:
 # -- edits between replays -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "key, value", [("lr", 0.2), ("momentum", 0.5), ("weight_decay", 0.3), ("nesterov", False)]
-)
-def test_value_assigned_between_replays_takes_effect_at_the_next(key, value, graphed, device):
-    ours, stock, graph = graphed
+EDITS = [
+    *((SGD_COSINE, "lr", 0.2), (SGD_COSINE, "momentum", 0.5), (SGD_COSINE, "dampening", 0.3)),
+    *((SGD_COSINE, "weight_decay", 0.3), (SGD_COSINE, "maximize", True)),
+    (SGD_COSINE, "nesterov", False),
+    *((ADAMW_COSINE, "lr", 0.2), (ADAMW_COSINE, "betas", (0.5, 0.9)), (ADAMW_COSINE, "eps", 0.01)),
+    *((ADAMW_COSINE, "weight_decay", 0.3), (ADAMW_COSINE, "maximize", True)),
+]
+
+
+@pytest.mark.parametrize("pair, key, value", EDITS, ids=[f"{e[0].optimizer}-{e[1]}" for e in EDITS])
+def test_value_assigned_between_replays_takes_effect_at_the_next(pair, key, value, device):
+    ours, stock, graph = graphed = fused_and_captured(pair, device)
     assert_follows(graphed, 2, "before the edit")
     stock.opt.param_groups[0][key] = value
     with no_sync(device):
@@ -82,6 +97,34 @@ def test_scheduler_attribute_assigned_between_replays_takes_effect(graphed):
     assert_follows(graphed, 2, "before")
     ours.sched.eta_min = stock.sched.eta_min = 0.03
     assert_follows(graphed, 3, "after eta_min was assigned")
+
+
+def test_stock_scheduler_between_replays_moves_the_lr(device):
+    """torch's own class on our optimizer: it assigns lr, and replays use it."""
+    pair = Pair("stock", "AdamW", {"lr": 0.01}, lambda _, o: cosine(torch.optim.lr_scheduler, o))
+    ours, stock = train_both(pair, device)
+    ours.warm_up()
+    stock.warm_up()
+    graph = ours.capture()
+    for replay in range(4):
+        ours.replay(graph)
+        ours.sched.step()
+        stock.iteration()
+        assert_same_values(ours, stock, f"after replay {replay + 1}")
+    assert_same_params(ours, stock, torch.float64, "after 4 replays")
+
+
+@pytest.mark.parametrize("pair", [ADAMW_COSINE, SGD_COSINE], ids=["AdamW", "SGD"])
+def test_state_cleared_between_replays_starts_anew_in_place(pair, device):
+    graphed = ours, stock, _ = fused_and_captured(pair, device)
+    assert_follows(graphed, 2, "before")
+    before = addresses(ours)
+    ours.opt.state.clear()
+    ours.opt.prepare()
+    stock.opt.state.clear()
+    assert_follows(graphed, 3, "after")
+    assert addresses(ours) == before
+    assert ours.steps() == stock.steps()
 
 
 def test_edits_of_each_group_reach_that_group(device):
@@ -243,4 +286,28 @@ def test_a_table_that_ends_inside_a_graph_holds_and_then_raises(device):
         graph.replay()
     assert weight.tolist() == [-(1 + 0.5 + 0.25 + 0.125 + 0.125)] * 3
     with pytest.raises(RuntimeError, match="horizon"):
+        opt.param_groups[0]["lr"]
+
+
+def test_one_cycle_that_ends_inside_a_graph_holds_and_then_raises(device):
+    weight = Parameter(torch.zeros(3, device=device, dtype=torch.float64))
+    weight.grad = torch.ones_like(weight)
+    opt = fused_sched.optim.SGD([weight], lr=1.0)
+    plan = {"max_lr": 1.0, "total_steps": 4, "cycle_momentum": False}
+    fused_sched.fuse(opt, fused_sched.lr_scheduler.OneCycleLR(opt, **plan))
+    stock = torch.optim.SGD([Parameter(torch.zeros(1))], lr=1.0)
+    reference = torch.optim.lr_scheduler.OneCycleLR(stock, **plan)
+    stock.step()
+    rates = [stock.param_groups[0]["lr"]]
+    for _ in range(4):  # torch's raises at the fifth
+        reference.step()
+        rates.append(stock.param_groups[0]["lr"])
+    graph = new_graph(device)
+    with capture(graph):
+        opt.step()
+    for _ in range(len(rates) + 2):
+        graph.replay()
+    expected = -(sum(rates) + 2 * rates[-1])
+    assert weight.tolist() == pytest.approx([expected] * 3, rel=1e-12)
+    with pytest.raises(RuntimeError, match="total_steps"):
         opt.param_groups[0]["lr"]

@@ -65,6 +65,7 @@ _NESTEROV = {"lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-3
 
 ADAMW_ONE_CYCLE = Pair("AdamW-OneCycleLR", "AdamW", {"weight_decay": 0.05}, one_cycle)
 SGD_COSINE = Pair("SGD-CosineAnnealingLR", "SGD", _NESTEROV, cosine)
+ADAMW_COSINE = Pair("AdamW-CosineAnnealingLR", "AdamW", {"lr": 0.01}, cosine)
 PAIRS = [
     ADAMW_ONE_CYCLE,
     SGD_COSINE,
