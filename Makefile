@@ -31,7 +31,9 @@ demo: .venv/.ready
 test: lint
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --ignore=tests/gpu tests
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --confcutdir=tests/gpu \
-		tests/gpu/test_calls.py tests/gpu/test_edits.py tests/gpu/test_graphs.py
+		tests/gpu/test_calls.py tests/gpu/test_conversion.py tests/gpu/test_edits.py \
+		tests/gpu/test_graphs.py tests/gpu/test_many_tensors.py tests/gpu/test_refusals.py \
+		tests/gpu/test_settings.py
 
 # The long form: three times the random schedules; writes docs/conformance.md. About 12 minutes.
 conformance: .venv/.ready
