@@ -194,7 +194,7 @@ def test_another_dtype_is_as_with_tables():
     one, other = (Run(fused_sched.optim, "AdamW") for _ in range(2))
     for run in (one, other):
         run.step(3)
-    assert other.opt.param_groups[0]["lr"] == 0.1  # builds the tables
+    other.opt.param_groups[0]["lr"] = 0.1  # builds the tables
     for run in (one, other):
         for param in run.params:
             param.data = param.data.double()
@@ -213,10 +213,17 @@ def test_a_gradient_that_comes_late_is_served():
     both.check()
 
 
-def test_steps_are_lean_again_after_a_read():
+def test_lr_is_read_without_tables():
     both = Both()
     both.step(2)
     assert both.ours.opt.param_groups[0]["lr"] == 0.1
+    assert both.put_off
+
+
+def test_steps_are_lean_again_after_a_write():
+    both = Both()
+    both.step(2)
+    both.do(lr)
     assert not both.put_off
     both.step()
     assert both.ours.opt._lean is not None

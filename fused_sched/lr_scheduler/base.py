@@ -18,6 +18,7 @@ from torch._dynamo.decorators import skip
 from fused_sched import stock
 from fused_sched.optim.history import History
 from fused_sched.optim.lean import LEAN
+from fused_sched.optim.lean_host import LeanHost
 from fused_sched.optim.plan import capturing
 from fused_sched.optim.schedules import Fused
 from fused_sched.optim.signatures import constructor
@@ -166,6 +167,9 @@ class DeviceScheduler(LookAhead, Lowering, stock.LRScheduler):
 
     def get_last_lr(self) -> list[Any]:
         """As torch's."""
+        lean = self._lean
+        if type(lean) is LeanHost and lean.is_current():
+            return self.__dict__["_last_lr"]
         ledger = ledger_of(self.__dict__.get("optimizer"))
         last = None if ledger is None else ledger.mirror.last_values(self)
         return super().get_last_lr() if last is None else last

@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from fused_sched.optim.numbers import keep_ints
 from fused_sched.optim.schedules import NO_FORM
 from fused_sched.tables import layout
 from fused_sched.tables.program import Row, Segments
@@ -148,7 +149,8 @@ class Lowering:
         attributes["last_epoch"] = epoch
         if "_step_count" in attributes:
             attributes["_step_count"] = count
-        attributes["_last_lr"] = lanes[layout.LAST]
+        groups = self.optimizer.param_groups
+        attributes["_last_lr"] = keep_ints(lanes[layout.LAST], groups, self.hyper)
 
     def _catch_up(self: Any, advances: int, lanes: list[list[float]]) -> None:
         """Make the steps that the device has made from a table, whatever they move here."""

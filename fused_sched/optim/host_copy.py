@@ -8,10 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
+from fused_sched.tables.block import Block
 from fused_sched.tables.program import Assembled
 
 from .replay import Replay
 from .schedules import Schedules
+from .view import View
 
 
 def _reference(group: dict[str, Any]) -> Callable[[], dict[str, Any] | None]:
@@ -34,6 +36,7 @@ class HostCopy:
         self._replay: Replay | None = None
         self._groups: list[Callable[[], dict[str, Any] | None]] = []
         self._columns: list[tuple[str, int]] = []  # (name, number) of those that schedules move
+        self._view: View | None = None
         self._rows: dict[int, int] = {}  # of fused schedulers without others inside, by their id
 
     # -- what was sent ---------------------------------------------------------------------------
@@ -57,6 +60,15 @@ class HostCopy:
         simple = {id(one.scheduler) for one in fused if not one.scheduler._children()}
         sources = ((id(source.scheduler()), source.row) for source in programs[0].sources)
         self._rows = {key: row for key, row in sources if key in simple}
+        self._view = None
+
+    def view(self, block: Block) -> View:
+        """What a block on this CPU holds, as it was sent last."""
+        if self._view is None or self._view.block is not block:
+            roots = [one for one in self._schedules.roots() if not one._children()]
+            simple = {id(one) for one in roots}
+            self._view = View(block, self._groups, self._columns, self._programs, simple)
+        return self._view
 
     def forget(self) -> None:
         """The devices have got something that is not known here."""

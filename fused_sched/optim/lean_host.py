@@ -38,6 +38,10 @@ class LeanHost:
         """Steps that the host has yet to make: none."""
         return 0
 
+    def is_current(self) -> bool:
+        """Whether the scheduler's attributes are those of now."""
+        return not (self._mirror.values_ahead or self._mirror.captured)
+
     def step(self) -> bool:
         """True if the step was made."""
         mirror, scheduler = self._mirror, self._scheduler()
@@ -57,11 +61,10 @@ class LeanHost:
         return True
 
     def _is_as_before(self, attributes: dict[str, Any]) -> bool:
-        mirror, groups = self._mirror, self._groups
-        now = mirror.optimizer.param_groups
+        groups, now = self._groups, self._mirror.optimizer.param_groups
         same = now is self._list and len(now) == len(groups) and all(map(is_, now, groups))
         calls = len(attributes["lr_lambdas"]) == len(groups)
-        return same and calls and not (mirror.values_ahead or mirror.captured)
+        return same and calls and self.is_current()
 
     def _step(self, attributes: dict[str, Any]) -> list[Any]:
         attributes["_step_count"] += 1

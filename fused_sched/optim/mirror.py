@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from fused_sched.tables import layout
+from fused_sched.tables.block import Block
 from fused_sched.tables.program import Assembled
 
 from .cadence import Cadence
@@ -30,6 +31,7 @@ from .lean import Lean
 from .plan import RELEASE, Plan, capturable, capturing
 from .rates import Rates, rates_of, read_rates, write_rates
 from .schedules import Schedules
+from .view import View
 
 _FEW = 64
 """Steps up to which the host repeats torch's own code rather than wait for a device."""
@@ -83,6 +85,7 @@ class Mirror:
         self.exposed = False  # whether a user may be changing a fused scheduler's lists
         self.rows_behind = False  # the devices' rows, to schedulers that the host has stepped
         self.copy = HostCopy(self.schedules)
+        self._readable: Block | None = None  # the only one, if it lies on this CPU
         self._governs = False  # whether calls govern all that is fused
         self.lock = threading.RLock()  # a thread that logs lr may read while another one trains
         self._host_only = _HostOnly(self.lock)
@@ -129,21 +132,38 @@ class Mirror:
 
     def refresh_values(self) -> None:
         """Bring the groups up to date, and the schedulers only where that costs nothing more."""
-        if self.hosting:
+        if self._host_only.is_entered():
             return
         with self.lock:
+            if self._put_off is not None:
+                return  # nothing moves a value there
+            if (view := self._view()) is not None:
+                view.show(self.rules._decode)
+                return
             if not self._governs:
                 self.settle()
             self._catch_up()
 
+    def _view(self) -> View | None:
+        """The values of now where they lie on this CPU, no launch ahead of the user's calls."""
+        if self._readable is None or self.cadence.words[layout.AHEAD]:
+            return None
+        if self.values_ahead or self.clock_ahead or self.captured:
+            return None
+        return self.copy.view(self._readable)
+
     def last_values(self, scheduler: Any) -> list[float] | None:
-        """What a fused scheduler has set last; None where its attributes must be looked at.
+        """What a scheduler has set last; None where its attributes must be looked at.
 
         Spares a loop that logs ``get_last_lr()`` at each step the rest of them.
         """
         if self.hosting:
             return None
         with self.lock:
+            view = None if self.rows_behind else self._view()
+            last = None if view is None else view.last(scheduler)
+            if last is not None:
+                return last
             self.refresh_values()
             return self.copy.last_values(scheduler)
 
@@ -520,6 +540,8 @@ class Mirror:
                 programs[0].ops[row, layout.ADDRESS], programs[0].ops[row, layout.AUX_LENGTH] = here
             plan.send_values(record, self.programs)
         self.copy.take(record if plans else None, programs, self.optimizer.param_groups)
+        alone = len(plans) == 1 and plans[0].device.type == "cpu"
+        self._readable = plans[0].block if alone else None
         calls = 0 if not plans or self.hosted() else len(self.schedules.fused)
         self.cadence.arrange(calls, programs[0].ends)
 
@@ -599,6 +621,7 @@ class Mirror:
     def leave_plans(self) -> None:
         """The plans go: what their launches have written is taken."""
         self.refresh_clock()
+        self._readable = None
         self.copy.forget()
         self.cadence.retract()
         self.cadence.arrange(0, None)

@@ -26,3 +26,17 @@ def number(name: str, value: Any) -> float:
     elif isinstance(value, str | bytes | bytearray):
         raise TypeError(f"param_group[{name!r}] is {value!r}; expected a number, not text")
     return float(value)
+
+
+def keep_ints(
+    values: Iterable[float], groups: Iterable[dict[str, Any] | None], name: str
+) -> list[Any]:
+    """Values of a schedule, those that are an int of the user's in a group as that int.
+
+    torch's schedules hand on what they do not change.
+    """
+    shown: list[Any] = []
+    for value, group in zip(values, groups):
+        here = None if group is None else dict.get(group, name)
+        shown.append(here if type(here) is int and here == value else value)
+    return shown
