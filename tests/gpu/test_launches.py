@@ -30,22 +30,26 @@ def fused(request, device):
     return ours
 
 
-def test_fused_eager_step_is_one_kernel(fused, cuda, tmp_path):
+def test_fused_eager_step_is_one_kernel(fused, tmp_path):
     assert launched(fused.opt.step, tmp_path) == KERNEL
 
 
-def test_scheduler_step_of_a_fused_schedule_launches_nothing(fused, cuda, tmp_path):
+def test_scheduler_step_of_a_fused_schedule_launches_nothing(fused, tmp_path):
+    """Where the host asks a function for the next lr, it sends what the function gives."""
+
     def step() -> None:
         fused.opt.step()
         fused.sched.step()
 
-    assert launched(step, tmp_path) == KERNEL
+    asks = isinstance(fused.sched, fused_sched.lr_scheduler.LambdaLR)
+    assert launched(step, tmp_path) == KERNEL | ({"memcpy": 1} if asks else {})
 
 
-def test_step_with_moved_gradients_adds_at_most_one_copy(fused, cuda, engine, tmp_path):
+def test_step_with_moved_gradients_adds_at_most_one_copy(fused, engine, tmp_path):
     for param in fused.net.parameters():
         param.grad = param.grad.clone()
     assert launched(fused.opt.step, tmp_path) == WITH_ADDRESSES[engine]
+    fused.sched.step()
     assert launched(fused.opt.step, tmp_path) == KERNEL
 
 
@@ -120,8 +124,8 @@ def test_captured_explicit_scheduler_step_adds_one_kernel_node(device):
     assert nodes(graph) == {"kernel": 2}
 
 
-def test_explicit_eager_scheduler_step_starts_no_kernel(cuda, tmp_path):
-    ours = Training(ADAMW_ONE_CYCLE, fused_sched, cuda, torch.float32)
+def test_explicit_eager_scheduler_step_starts_no_kernel(device, tmp_path):
+    ours = Training(ADAMW_ONE_CYCLE, fused_sched, device, torch.float32)
     ours.warm_up()
     ours.opt.step()
     assert launched(ours.opt.step, tmp_path) == KERNEL
@@ -129,8 +133,8 @@ def test_explicit_eager_scheduler_step_starts_no_kernel(cuda, tmp_path):
     assert seen["kernel"] == 0 and seen.total() <= 2, seen
 
 
-def test_assigned_lr_is_one_kernel(cuda, tmp_path):
-    ours = Training(SGD_COSINE, fused_sched, cuda, torch.float32)
+def test_assigned_lr_is_one_kernel(device, tmp_path):
+    ours = Training(SGD_COSINE, fused_sched, device, torch.float32)
     ours.warm_up()
 
     def assign() -> None:
@@ -139,11 +143,13 @@ def test_assigned_lr_is_one_kernel(cuda, tmp_path):
     assert launched(assign, tmp_path) == KERNEL
 
 
-def test_all_groups_and_dtypes_go_through_one_launch(cuda, tmp_path):
+def test_all_groups_and_dtypes_go_through_one_launch(device, tmp_path):
     """300 tensors, 28 groups, four dtypes, every shape that fits in place."""
     dtypes = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
     odd = [s for s in SHAPES if "gaps" not in s.id]
-    params = [Parameter(odd[i % len(odd)].build(dtypes[i % 4], cuda).detach()) for i in range(300)]
+    params = [
+        Parameter(odd[i % len(odd)].build(dtypes[i % 4], device).detach()) for i in range(300)
+    ]
     for param in params:
         param.grad = torch.ones_like(param)
     groups = [{"params": params[i::28], "lr": 0.01 * (i + 1)} for i in range(28)]
