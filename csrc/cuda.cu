@@ -9,6 +9,7 @@
 #include <new>
 #include <utility>
 
+#include "cuda_device.h"
 #include "rules.h"
 #include "schedule.h"
 
@@ -347,22 +348,6 @@ advance_kernel(const __grid_constant__ AdvanceArgs args) {
 
 // -- the host's part -----------------------------------------------------------------------------
 
-// The calling thread's device until the end of a scope.
-class OnDevice {
- public:
-  explicit OnDevice(int64_t device) : device_(static_cast<int>(device)) {
-    error = cudaGetDevice(&before_);
-    if (error == cudaSuccess && before_ != device_) error = cudaSetDevice(device_);
-  }
-  ~OnDevice() {
-    if (before_ != device_) cudaSetDevice(before_);
-  }
-  cudaError_t error;
-
- private:
-  int device_, before_ = 0;
-};
-
 template <class F>
 const char* on_device(int64_t device, F call) {
   const OnDevice scope(device);
@@ -378,7 +363,10 @@ cudaError_t start(void (*kernel)(P...), int64_t blocks, void* stream, P&... para
                           static_cast<cudaStream_t>(stream));
 }
 
-constexpr int kFew = 512;  // gradients; a kernel for more takes 32 KB of parameters at each launch
+// Gradients whose kernel's parameters stay below 4 KB; one for more takes 32 KB at each launch.
+constexpr int kFew = 480;
+static_assert(sizeof(Launch) + sizeof(Gradients<kFew>) <= 4096, "more than a launch takes easily");
+static_assert(sizeof(Launch) + sizeof(Gradients<kCudaGradients>) <= 32764, "more than CUDA takes");
 
 template <template <class> class Rule, class F>
 cudaError_t with_kernel_of(bool wide, bool few, F call) {
@@ -457,7 +445,9 @@ int64_t cuda_device() {
   return cudaGetDevice(&device) == cudaSuccess ? device : -1;
 }
 
+// To ask a GPU that nothing uses would make a context there.
 bool cuda_captures(int64_t device, void* stream) {
+  if (!in_use(device)) return false;
   cudaStreamCaptureStatus status;
   const char* error = on_device(device, [&] {
     return cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &status);

@@ -43,6 +43,8 @@ ROOT = Path(__file__).resolve().parents[1]
 ARCHS = ("sm_80", "sm_90", "sm_100")
 REGISTERS = 64
 FLOAT64_REGISTERS = 128
+RESERVED_CONSTANTS = {"sm_80": 352, "sm_90": 528, "sm_100": 896}
+"""Bytes of constant memory before a kernel's parameters, by the compiler's report."""
 CPU_ADVANCE = native_engine.advance
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -86,7 +88,7 @@ def cuobjdump(library: Path, *options: str) -> str:
 
 
 def by_kernel(dump: str) -> dict[tuple[str, str], str]:
-    """(architecture, kernel) -> its part of a dump; as in ``("sm_90", "adam 512")``."""
+    """(architecture, kernel) -> its part of a dump; as in ``("sm_90", "adam 480")``."""
     found = {}
     for image in re.split(r"^arch = ", dump, flags=re.M)[1:]:
         arch = image.split()[0]
@@ -99,7 +101,7 @@ def by_kernel(dump: str) -> dict[tuple[str, str], str]:
     return found
 
 
-KERNELS = {"adam 512", "adam 4000", "adam wide 4000", "sgd 512", "sgd 4000", "sgd wide 4000"}
+KERNELS = {"adam 480", "adam 4000", "adam wide 4000", "sgd 480", "sgd 4000", "sgd wide 4000"}
 KERNELS |= {"advance_kernel"}
 
 
@@ -154,8 +156,17 @@ def test_hot_loops_move_16_bytes_at_a_time(first_use, arch):
         assert not [access for access in code if access[0] in ("LDL", "STL", "LD", "ST")], name
 
 
+def test_few_gradients_ride_in_less_than_4_kb(first_use):
+    """What a launch takes from the driver's fast path; the kernels for many have 32 KB."""
+    _, library = first_use
+    for (arch, name), part in by_kernel(cuobjdump(library, "-res-usage")).items():
+        if name.endswith(" 480"):
+            (constants,) = re.findall(r"CONSTANT\[0\]:(\d+)", part)
+            assert int(constants) - RESERVED_CONSTANTS[arch] <= 4096, (arch, name)
+
+
 def test_one_statement_starts_kernels():
-    source = (CSRC / "cuda.cu").read_text(encoding="utf-8")
+    source = "".join(file.read_text(encoding="utf-8") for file in sorted(CSRC.glob("cuda*")))
     assert source.count("cudaLaunch") == 1 and "<<<" not in source
     assert re.findall(r"\bstart\(", source.split("cudaLaunchKernel")[1]) == ["start("] * 2
 
@@ -535,6 +546,28 @@ def test_errors_of_cuda_are_raised(on_host, monkeypatch):
     monkeypatch.setattr(native_cuda, "_where", lambda device: [9, 0])
     with pytest.raises(RuntimeError, match=r"^CUDA error: invalid device ordinal$"):
         Tables("sgd").launch()
+
+
+@pytest.fixture
+def second_gpu(on_host) -> Any:
+    """Only the second of two GPUs is used; the thread's own device is the first."""
+    on_host.cuda_on_host_forget_contexts()
+    return on_host
+
+
+def test_launch_on_a_second_gpu_makes_no_context_on_the_first(second_gpu, monkeypatch):
+    monkeypatch.setattr(native_cuda, "_where", lambda device: [1, 0])
+    Tables("sgd").launch()
+    assert second_gpu.cuda_on_host_launched_on() == 1
+    assert second_gpu.cuda_on_host_contexts() == 0b10
+    assert not second_gpu.cuda_on_host_holds()
+
+
+def test_failing_launch_leaves_no_context_behind(second_gpu, monkeypatch):
+    monkeypatch.setattr(native_cuda, "_where", lambda device: [9, 0])
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        Tables("sgd").launch()
+    assert second_gpu.cuda_on_host_contexts() == 0 and not second_gpu.cuda_on_host_holds()
 
 
 def test_fields_of_another_size_are_refused(on_host):

@@ -5,6 +5,7 @@
 // depends on them is a race. A barrier that some threads of a block miss ends the process.
 #pragma once
 
+#include <cuda.h>
 #include <ucontext.h>
 
 #include <cstdint>
@@ -28,6 +29,9 @@
 
 using cudaStream_t = void*;
 enum cudaError_t { cudaSuccess, cudaErrorInvalidValue = 1, cudaErrorInvalidDevice = 101 };
+enum cudaDriverEntryPointQueryResult { cudaDriverEntryPointSuccess };
+constexpr cudaError_t cudaErrorNotSupported = static_cast<cudaError_t>(801);
+constexpr int cudaEnableDefault = 0;
 enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone, cudaStreamCaptureStatusActive };
 struct cudaFuncAttributes {};
 
@@ -71,8 +75,8 @@ inline dim3 thread, block, grid;
 inline int launches = 0;
 inline bool idle = false;  // launches are counted, and do nothing
 inline cudaStream_t stream = nullptr;  // of the last launch
-inline int device = 0;  // of kDevices
-constexpr int kDevices = 2;
+inline int device = 0;  // the thread's own, of kDevices
+inline int launched_on = -1;
 inline cudaStream_t captured = nullptr;
 inline bool captures = false;
 
@@ -139,6 +143,25 @@ T atomicAdd(T* place, int value) {
   return std::exchange(*place, *place + value);
 }
 
+inline cudaError_t cudaGetDriverEntryPoint(const char* name, void** function, int,
+                                           cudaDriverEntryPointQueryResult*) {
+  *function = cuda_on_host::driver_function(name);
+  return cudaSuccess;
+}
+
+inline cudaError_t cudaGetDevice(int* device) {
+  using namespace cuda_on_host;
+  *device = pushed == nullptr ? cuda_on_host::device : static_cast<int>(pushed - contexts);
+  return cudaSuccess;
+}
+
+inline cudaError_t cudaSetDevice(int device) {
+  if (device >= cuda_on_host::kDevices) return cudaErrorInvalidDevice;
+  cuda_on_host::device = device;
+  cuda_on_host::contexts[device] = true;
+  return cudaSuccess;
+}
+
 template <class... P>
 cudaError_t cudaLaunchKernel(void (*kernel)(P...), dim3 blocks, dim3 threads, void** arguments,
                              size_t, cudaStream_t on) {
@@ -146,6 +169,8 @@ cudaError_t cudaLaunchKernel(void (*kernel)(P...), dim3 blocks, dim3 threads, vo
   body = [=] { call(kernel, arguments, std::index_sequence_for<P...>()); };
   grid = blocks;
   stream = on;
+  cudaGetDevice(&launched_on);
+  contexts[launched_on] = true;
   ++launches;
   for (unsigned n = 0; n < blocks.x && !idle; ++n) {
     block.x = in_order(n, blocks.x);
@@ -154,18 +179,10 @@ cudaError_t cudaLaunchKernel(void (*kernel)(P...), dim3 blocks, dim3 threads, vo
   return cudaSuccess;
 }
 
-inline cudaError_t cudaGetDevice(int* device) {
-  *device = cuda_on_host::device;
-  return cudaSuccess;
-}
-
-inline cudaError_t cudaSetDevice(int device) {
-  if (device >= cuda_on_host::kDevices) return cudaErrorInvalidDevice;
-  cuda_on_host::device = device;
-  return cudaSuccess;
-}
-
 inline cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
+  int device;
+  cudaGetDevice(&device);
+  cuda_on_host::contexts[device] = true;
   const bool active = cuda_on_host::captures && stream == cuda_on_host::captured;
   *status = active ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
   return cudaSuccess;
@@ -188,10 +205,24 @@ FS_FOR_TESTS int cuda_on_host_launches() { return cuda_on_host::launches; }
 FS_FOR_TESTS int cuda_on_host_blocks() { return static_cast<int>(cuda_on_host::grid.x); }
 FS_FOR_TESTS void* cuda_on_host_stream() { return cuda_on_host::stream; }
 
+// The GPU of the last launch; the GPUs that have a context, as bits; whether one is held or pushed.
+FS_FOR_TESTS int cuda_on_host_launched_on() { return cuda_on_host::launched_on; }
+FS_FOR_TESTS int cuda_on_host_contexts() {
+  return cuda_on_host::contexts[0] | cuda_on_host::contexts[1] << 1;
+}
+FS_FOR_TESTS bool cuda_on_host_holds() {
+  using namespace cuda_on_host;
+  return pushed != nullptr || retained[0] != 0 || retained[1] != 0;
+}
+FS_FOR_TESTS void cuda_on_host_forget_contexts() {
+  cuda_on_host::contexts[0] = cuda_on_host::contexts[1] = false;
+}
+
 // What a GPU would be told otherwise.
 FS_FOR_TESTS void cuda_on_host_idle(int idle) { cuda_on_host::idle = idle; }
 FS_FOR_TESTS void cuda_on_host_device(int device) { cuda_on_host::device = device; }
 FS_FOR_TESTS void cuda_on_host_capture(int captures, void* stream) {
+  if (captures) cuda_on_host::contexts[cuda_on_host::device] = true;
   cuda_on_host::captures = captures;
   cuda_on_host::captured = stream;
 }

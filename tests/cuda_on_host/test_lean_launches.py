@@ -110,7 +110,7 @@ def test_every_storage_gets_the_whole_steps_bits(dtype):
     assert all(map(torch.equal, run(True), run(False)))
 
 
-def test_more_than_512_gradients_ride_as_well():
+def test_more_than_480_gradients_ride_as_well():
     params = [Parameter(torch.ones(1)) for _ in range(600)]
     opt = fused_sched.optim.SGD(params, lr=0.5)
     for _ in range(3):
@@ -149,6 +149,17 @@ def test_value_sent_on_another_stream_is_waited_for(streams):
     both.do(lr)  # on the present stream: another object, the same handle
     both.do(Run.backward)
     made(both)
+
+
+def test_threads_own_gpu_stays_without_a_context():
+    """A GPU that nothing uses captures nothing; to ask it would make a context there."""
+    both = Both()
+    stand_in.device().cuda_on_host_forget_contexts()
+    stand_in.device().cuda_on_host_device(1)
+    stand_in.device().cuda_on_host_capture(0, None)
+    both.do(Run.backward)
+    made(both)
+    assert stand_in.device().cuda_on_host_contexts() == 0b01
 
 
 # -- the account ---------------------------------------------------------------------------------
