@@ -76,8 +76,8 @@ void update(const UpdateArgs& args) {
   double* next = args.record + (1 - parity) * half;
   if (!skipped) variant().update_tensors(args, threads());
   const Program program{args.ops, args.lanes, args.aux, args.rows, args.groups};
-  run_program(program, {current, next, skipped ? current : next}, args.clock, 0.0, skipped,
-              args.advance);
+  run_program(program, {current, next, skipped ? current : next},
+              {args.clock, args.clock[CLOCK], 0.0, skipped, args.advance});
   args.clock[CLOCK] += !skipped;
 }
 
@@ -90,7 +90,7 @@ void advance(const AdvanceArgs& args) {
   const Halves halves{current, args.record, args.record + half};
   const double metric = args.metric == nullptr ? 0.0 : *args.metric;
   for (int64_t n = 0; n < args.steps; ++n) {
-    run_program(program, halves, args.clock, metric, false, COUNTED);
+    run_program(program, halves, {args.clock, args.clock[CLOCK], metric, false, COUNTED});
     if (args.trace != nullptr) std::memcpy(args.trace + n * half, current, half * sizeof(double));
   }
 }

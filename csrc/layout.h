@@ -15,6 +15,9 @@ enum Slot { PARAM, GRAD, STATE0, STATE1, STATE2, SLOTS };
 enum Fact { NUMEL, GROUP, KIND, PARAM_INDEX, INFO };
 enum ClockWord { CLOCK, TICKET, OVERRUN, CLOCK_WORDS = 4 };
 
+// On a GPU a launch's blocks count themselves in the clock's upper bits.
+constexpr int TURN_BITS = 40;
+
 enum Advance { STAY, CALLED, COUNTED };
 enum CadenceWord { PERIOD, SINCE, AHEAD, ANSWERED, CALLS, LEFT, ROUNDS, CADENCE_WORDS };
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import fused_sched
+from benchmarks.static.machine_code import FLOAT64, Instruction, parse_sass, storing_loops
 from fused_sched.engines import (
     engine_for,
     native_build,
@@ -135,25 +136,90 @@ def test_kernels_keep_to_registers(first_use):
         assert (figures["STACK"], figures["LOCAL"]) == ("0", "0"), kernel
 
 
-def packs(states: int) -> int:
-    """Accesses of 16 bytes that move an element of every array once, over all kinds of storage."""
-    count = 0
-    for param, grad, state in itertools.product((2, 4), repeat=3):
-        width = 8 if param + grad + state == 6 else 4
-        count += sum(width * size == 16 for size in (param, grad, *[state] * states))
-    return count
+# -- its machine code ----------------------------------------------------------------------------
+
+UPDATES = sorted(KERNELS - {"advance_kernel"})
+STATES = {"adam": 3, "sgd": 1}
+PLACES = {"adam": 1, "sgd": 2}
+"""Where a thread's loads are in flight at a time, each of a pack of every array."""
+
+BLOCKS, THREADS = 8, 128
+IN_FLIGHT = 48 * 1024
+"""Bytes a multiprocessor: below them a GPU of 3 TB/s and more waits for memory."""
 
 
-@pytest.mark.parametrize("arch", ARCHS)
-def test_hot_loops_move_16_bytes_at_a_time(first_use, arch):
+@pytest.fixture(scope="module", params=ARCHS)
+def machine_code(request, first_use) -> dict[str, list[Instruction]]:
+    """The instructions of each kernel of an architecture."""
     _, library = first_use
-    kernels = by_kernel(cuobjdump(library, "-sass", "-arch", arch))
-    for name in KERNELS - {"advance_kernel"}:
-        code = Counter(re.findall(r"\s((?:LD|ST)\w*)(?:\.E)?\.(128|64|32)?", kernels[arch, name]))
-        wide = packs(3 if "adam" in name else 1)
-        assert code["LDG", "128"] == code["STG", "128"] == wide, (name, code)
-        # Local memory, and accesses to where the compiler does not know.
-        assert not [access for access in code if access[0] in ("LDL", "STL", "LD", "ST")], name
+    kernels = by_kernel(cuobjdump(library, "-sass", "-arch", request.param))
+    return {name: parse_sass(part) for (_, name), part in kernels.items()}
+
+
+def arrays(rule: str, kind: tuple[int, int, int]) -> list[int]:
+    """Bytes of an element of each array; a kind is those of param, grad and state."""
+    param, grad, state = kind
+    return [param, grad, *[state] * STATES[rule]]
+
+
+def whole(rule: str, kind: tuple[int, int, int]) -> Counter[str]:
+    """{bits: accesses} of a loop whose arrays are aligned: the widest type takes 128 bits."""
+    elements = 16 // max(kind)
+    return Counter(str(8 * size * elements) for size in arrays(rule, kind) * PLACES[rule])
+
+
+def pieces(rule: str, kind: tuple[int, int, int]) -> Counter[str]:
+    """The same where some are not: an access of four elements, and four of one, for each array."""
+    sizes = arrays(rule, kind) * PLACES[rule]
+    return Counter(str(32 * size) for size in sizes) + Counter(str(8 * size) for size in sizes * 4)
+
+
+@pytest.mark.parametrize("name", UPDATES)
+def test_each_kind_has_loops_of_its_widest_accesses(machine_code, name):
+    """Of its own, and no others: no kind is moved element by element but beside float64."""
+    rule, wide = name.split()[0], "wide" in name
+    kinds = list(itertools.product((2, 4), repeat=3))
+    expected = [make(rule, kind) for make in (whole, pieces) for kind in kinds]
+    found = [loop for loop in storing_loops(machine_code[name]) if not loop.float64]
+    assert sorted(sorted(c.items()) for c in expected) == sorted(
+        sorted(loop.loads.items()) for loop in found
+    )
+    assert all(set(loop.loads) == set(loop.stores) for loop in found)
+    mixed = [loop for loop in storing_loops(machine_code[name]) if set(loop.stores) > {"16", "32"}]
+    assert len([loop for loop in mixed if loop.float64]) == (2 if wide else 0)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("rule", STATES)
+def test_enough_bytes_are_in_flight(rule, size):
+    """By the accesses above and the registers of the test before; a missing state has none."""
+    accesses = whole(rule, (size, size, size))
+    assert set(accesses) == {"128"}
+    present = accesses["128"] - PLACES[rule]
+    assert present * 16 * THREADS * BLOCKS >= IN_FLIGHT
+
+
+@pytest.mark.parametrize("name", sorted(KERNELS))
+def test_no_fence_and_no_local_memory(machine_code, name):
+    code = {one.opcode.split(".")[0] for one in machine_code[name]}
+    # LD, ST: accesses to where the compiler does not know.
+    assert not code & {"MEMBAR", "CCTL", "ERRBAR", "LDL", "STL", "LD", "ST"}
+
+
+@pytest.mark.parametrize("name", UPDATES)
+def test_first_loads_of_data_start_before_the_coefficients(machine_code, name):
+    opcodes = [one.opcode for one in machine_code[name]]
+    after = opcodes[[op.startswith("BAR") for op in opcodes].index(True) :]
+    data = next(i for i, op in enumerate(after) if op.startswith("LDG.E.128"))
+    coefficients = next(i for i, op in enumerate(after) if FLOAT64.match(op))
+    assert data < coefficients
+
+
+@pytest.mark.parametrize("name", sorted(KERNELS))
+def test_rows_of_a_schedule_come_in_one_load(machine_code, name):
+    """128 threads, 16 bytes each: 16 rows."""
+    (loop,) = (loop for loop in storing_loops(machine_code[name]) if loop.float64 > 500)
+    assert loop.loads["128"] == 1
 
 
 def test_few_gradients_ride_in_less_than_4_kb(first_use):
@@ -382,8 +448,16 @@ def numbers(count: int, dtype: torch.dtype, seed: int, skip: int = 0) -> Tensor:
     return values.to(dtype)[skip:]
 
 
-SIZES = ((CHUNK + 43, 0, False), (37, 1, False), (CHUNK + 5, 0, True))
-"""(elements, by how many misaligned, without a gradient)."""
+SIZES = (
+    (CHUNK + 43, (0, 0, 0), False),
+    (37, (1, 1, 1), False),
+    (CHUNK + 5, (0, 0, 0), True),
+    (700, (0, 3, 0), False),  # a view into a bucket
+    (1031, (1, 4, 0), False),
+    (CHUNK + 9, (4, 4, 5), False),
+    (3, (0, 0, 2), False),
+)
+"""(elements, by how many misaligned: param, grad and state, without a gradient)."""
 
 
 class Tables:
@@ -397,8 +471,8 @@ class Tables:
         self.rule = rule
         self.members, self.grads = [], []
         for kind in itertools.product(DTYPES, repeat=3):
-            for count, skip, missing in SIZES:
-                self._add(kind, count, skip, missing)
+            for count, skips, missing in SIZES:
+                self._add(kind, count, skips, missing)
         self.table = ParamTable(self.members, torch.device("cpu"), "Test")
         self.block = Block(torch.device("cpu"), len(columns), 2, len(self.members), [0], [0])
         values = dict(lr=0.1, momentum=0.9, dampening=0.1, nesterov=1, weight_decay=0.2)
@@ -412,16 +486,19 @@ class Tables:
             log = torch.tensor(values[name], dtype=torch.float64).log()
             self.block.record[:, columns.index(f"log_{name}"), :] = log
 
-    def _add(self, kind: tuple[torch.dtype, ...], count: int, skip: int, missing: bool) -> None:
+    def _add(
+        self, kind: tuple[torch.dtype, ...], count: int, skips: tuple[int, ...], missing: bool
+    ) -> None:
         index = len(self.members)
         param, grad, state = kind
+        param_skip, grad_skip, state_skip = skips
         group, seed = index % 2, 10 * index
         present = (0 if self.rule == "sgd" else 2) + group
-        states = [numbers(count, state, seed + 1 + i, skip) for i in range(present)]
-        member = Member(numbers(count, param, seed, skip), index, group, states)
+        states = [numbers(count, state, seed + 1 + i, state_skip) for i in range(present)]
+        member = Member(numbers(count, param, seed, param_skip), index, group, states)
         member.grad_dtype = grad
         self.members.append(member)
-        self.grads.append(None if missing else numbers(count, grad, seed + 9, skip))
+        self.grads.append(None if missing else numbers(count, grad, seed + 9, grad_skip))
 
     def launch(self, scale: float | None = None, found_inf: float | None = None) -> None:
         scalars = [None if s is None else torch.tensor([s]) for s in (scale, found_inf)]

@@ -58,6 +58,16 @@ inline uint32_t __float_as_uint(float value) {
   return bits;
 }
 
+inline double __longlong_as_double(int64_t bits) {
+  double value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+struct alignas(16) longlong2 {
+  long long x, y;
+};
+
 namespace cuda_on_host {
 
 constexpr int kStack = 1 << 17;  // a kernel's parameters lie on it
@@ -136,10 +146,8 @@ inline void __syncthreads() {
   swapcontext(&cuda_on_host::fibers[threadIdx.x].context, &cuda_on_host::scheduler);
 }
 
-inline void __threadfence() {}
-
 template <class T>
-T atomicAdd(T* place, int value) {
+T atomicAdd(T* place, T value) {
   return std::exchange(*place, *place + value);
 }
 
