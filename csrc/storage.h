@@ -112,8 +112,10 @@ inline void with_type(int64_t dtype, const Body& body) {
   }
 }
 
-// Elements in the compute type C into memory of the storage type T, and back. Only a float64 param
-// has a compute type that is not its gradient's or state's own: there a loop is enough.
+constexpr int kRun = 64;  // elements that are converted a second time at once
+
+// Elements in the compute type C into memory of the storage type T, and back. Beside float64 that
+// may not be T's own compute type: then some elements go through a buffer of that type.
 template <class T, class C>
 inline void widen(const T* from, int n, C* to) {
   if constexpr (sizeof(Compute<T>) == sizeof(C)) {
@@ -125,10 +127,11 @@ inline void widen(const T* from, int n, C* to) {
     const Vector<C> x = load(tail);
     for (int j = 0; i + j < n; ++j) to[i + j] = x[j];
   } else {
-    alignas(64) Compute<T> one[VectorOf<Compute<T>>::size];
-    for (int i = 0; i < n; ++i) {
-      widen(from + i, 1, one);
-      to[i] = static_cast<C>(one[0]);
+    alignas(64) Compute<T> some[kRun];
+    for (int i = 0; i < n; i += kRun) {
+      const int count = n - i < kRun ? n - i : kRun;
+      widen(from + i, count, some);
+      for (int j = 0; j < count; ++j) to[i + j] = static_cast<C>(some[j]);
     }
   }
 }
@@ -145,9 +148,11 @@ inline void narrow(const C* from, int n, T* to) {
     store(load(rest), tail);
     std::memcpy(to + i, tail, (n - i) * sizeof(T));
   } else {
-    for (int i = 0; i < n; ++i) {
-      const Compute<T> one = static_cast<Compute<T>>(from[i]);
-      narrow(&one, 1, to + i);
+    alignas(64) Compute<T> some[kRun];
+    for (int i = 0; i < n; i += kRun) {
+      const int count = n - i < kRun ? n - i : kRun;
+      for (int j = 0; j < count; ++j) some[j] = static_cast<Compute<T>>(from[i + j]);
+      narrow(some, count, to + i);
     }
   }
 }
