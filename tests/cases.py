@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer, swa_utils
 
+from fused_sched.tables import layout
+
 # -- optimizers ----------------------------------------------------------------------------------
 
 
@@ -556,7 +558,7 @@ def _shape(id: str, *shape: int, view: Callable[[Tensor], Tensor] = _itself) -> 
     return ShapeCase(id, build)
 
 
-CHUNK = 2048
+CHUNK = layout.CHUNK_UNIT
 """Elements that one program of the kernel owns; the shapes lie around it."""
 
 SHAPES = [

@@ -2,8 +2,12 @@
 
 A launch is one schedule program and two chunk programs; three launches run one after the other,
 each with and without a found_inf. A program is a tuple of actions; an action touches shared
-memory at most once, so any action of one program may fall between any two of another. Memory is
-sequentially consistent here: what the barrier and the fences of the compiled kernel are for.
+memory at most once, so any action of one program may fall between any two of another.
+
+Memory is sequentially consistent here, which a GPU's is not. It may be assumed because programs of
+one launch share nothing but the clock's word, and that by atomic adds alone, whose order all
+programs agree on: ``test_programs_share_only_the_word_of_the_clock``. What they leave is read after
+the end of the launch.
 
 A broken protocol is the right one with one action replaced. Each must end in the violations that
 its row names, or the checks would prove nothing.
@@ -11,6 +15,7 @@ its row names, or the checks would prove nothing.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -44,8 +49,8 @@ class Memory(NamedTuple):
     """What the programs of a launch share, and what this launch did with it so far."""
 
     found_inf: bool = False
-    clock: int = 0
-    ticket: int = 0
+    clock: int = 0  # the lower bits of a word
+    turns: int = 0  # its upper bits
     tick: int = 0  # the schedule row's steps since its last advance
     halves: tuple[Record, Record] = (Record(1, -1), Record(1, -1))
     uses: frozenset[Use] = frozenset()
@@ -68,10 +73,6 @@ Program = tuple[Action, ...]
 
 
 # -- the actions of the right protocol -----------------------------------------------------------
-
-
-def read_clock(memory: Memory, own: Registers) -> tuple[Memory, Registers]:
-    return memory, own._replace(clock=memory.clock)
 
 
 def read_lr(memory: Memory, own: Registers) -> tuple[Memory, Registers]:
@@ -123,18 +124,22 @@ def write_param(memory: Memory, own: Registers) -> tuple[Memory, Registers]:
     return memory._replace(updates=memory.updates | {update}), own
 
 
-def take_ticket(memory: Memory, own: Registers) -> tuple[Memory, Registers]:
-    last = memory.ticket == PROGRAMS - 1
-    return memory._replace(ticket=memory.ticket + 1), own._replace(last=last)
+def draw(memory: Memory, own: Registers) -> tuple[Memory, Registers]:
+    """One atomic add to the word; what it held before is the clock and the ticket."""
+    last = memory.turns == PROGRAMS - 1
+    own = own._replace(clock=memory.clock, last=last)
+    return memory._replace(turns=memory.turns + 1), own
 
 
-def advance_clock(memory: Memory, own: Registers) -> tuple[Memory, Registers]:
-    moves = own.last and not memory.found_inf
-    return memory._replace(clock=memory.clock + moves), own
+def publish(memory: Memory, own: Registers) -> tuple[Memory, Registers]:
+    """One more atomic add, by the program with the last ticket."""
+    if not own.last:
+        return memory, own
+    moved = memory.clock + (not memory.found_inf)
+    return memory._replace(clock=moved, turns=memory.turns - PROGRAMS), own
 
 
-def clear_ticket(memory: Memory, own: Registers) -> tuple[Memory, Registers]:
-    return memory._replace(ticket=0 if own.last else memory.ticket), own
+ATOMIC = {draw, publish}
 
 
 def write_both_halves(memory: Memory, lr: int, launch: int) -> Memory:
@@ -165,21 +170,38 @@ def advance_tick_anyway(memory: Memory, own: Registers) -> tuple[Memory, Registe
     return moved._replace(found_inf=memory.found_inf), own
 
 
-def take_ticket_schedule_is_last(memory: Memory, own: Registers) -> tuple[Memory, Registers]:
-    last = own.program == SCHEDULE
-    return memory._replace(ticket=memory.ticket + 1), own._replace(last=last)
+def draw_schedule_is_last(memory: Memory, own: Registers) -> tuple[Memory, Registers]:
+    memory, own = draw(memory, own)
+    return memory, own._replace(last=own.program == SCHEDULE)
 
 
-def take_ticket_first_is_last(memory: Memory, own: Registers) -> tuple[Memory, Registers]:
-    last = memory.ticket == 0
-    return memory._replace(ticket=memory.ticket + 1), own._replace(last=last)
+def draw_first_is_last(memory: Memory, own: Registers) -> tuple[Memory, Registers]:
+    first = memory.turns == 0
+    memory, own = draw(memory, own)
+    return memory, own._replace(last=first)
 
 
-def advance_clock_anyway(memory: Memory, own: Registers) -> tuple[Memory, Registers]:
-    return memory._replace(clock=memory.clock + own.last), own
+def read_clock(memory: Memory, own: Registers) -> tuple[Memory, Registers]:
+    return memory, own._replace(clock=memory.clock)
 
 
-def leave_ticket(memory: Memory, own: Registers) -> tuple[Memory, Registers]:
+def draw_alone(memory: Memory, own: Registers) -> tuple[Memory, Registers]:
+    """A ticket without the clock that it was drawn at."""
+    memory, drawn = draw(memory, own)
+    return memory, drawn._replace(clock=own.clock)
+
+
+def publish_anyway(memory: Memory, own: Registers) -> tuple[Memory, Registers]:
+    published, own = publish(memory._replace(found_inf=False), own)
+    return published._replace(found_inf=memory.found_inf), own
+
+
+def publish_keeps_turns(memory: Memory, own: Registers) -> tuple[Memory, Registers]:
+    published, own = publish(memory, own)
+    return published._replace(turns=memory.turns), own
+
+
+def do_nothing(memory: Memory, own: Registers) -> tuple[Memory, Registers]:
     return memory, own
 
 
@@ -202,25 +224,15 @@ class Protocol:
     """The programs of a launch, and what the host does when somebody assigns an lr."""
 
     schedule: Program = (
-        read_clock,
+        draw,
+        publish,
         read_lr,
         read_momentum,
         every_step,
         write_lr,
         write_momentum,
-        take_ticket,
-        advance_clock,
-        clear_ticket,
     )
-    chunk: Program = (
-        read_clock,
-        read_lr,
-        read_momentum,
-        write_param,
-        take_ticket,
-        advance_clock,
-        clear_ticket,
-    )
+    chunk: Program = (draw, publish, read_lr, read_momentum, write_param)
     host_write: Callable[[Memory, int, int], Memory] = write_both_halves
 
     def programs(self) -> tuple[Program, ...]:
@@ -235,9 +247,9 @@ class Protocol:
         return replace(self, schedule=swapped(self.schedule), chunk=swapped(self.chunk))
 
 
-def ticket_before_reads(program: Program) -> Program:
-    """No barrier before the ticket: the program is counted while it still reads."""
-    return take_ticket, *(action for action in program if action is not take_ticket)
+def clock_after_ticket(program: Program) -> Program:
+    """The clock read by an access of its own: the program is counted before it has read."""
+    return draw_alone, publish, read_clock, *program[2:]
 
 
 RIGHT = Protocol()
@@ -333,8 +345,8 @@ def next_record_wrong(end: Memory, right: Expected) -> bool:
     return end.halves[end.clock % 2] != Record(right.next_lr, -right.next_lr)
 
 
-def ticket_left(end: Memory, right: Expected) -> bool:
-    return end.ticket != 0
+def turns_left(end: Memory, right: Expected) -> bool:
+    return end.turns != 0
 
 
 CHECKS = (
@@ -344,7 +356,7 @@ CHECKS = (
     updates_other_than_sequential,
     step_lost_or_counted_twice,
     next_record_wrong,
-    ticket_left,
+    turns_left,
 )
 
 
@@ -414,31 +426,31 @@ BROKEN = [
     ),
     Broken(
         "schedule program publishes",
-        RIGHT.replacing({take_ticket: take_ticket_schedule_is_last}),
+        RIGHT.replacing({draw: draw_schedule_is_last}),
         {programs_disagree, reads_other_values, updates_other_than_sequential},
     ),
     Broken(
-        "first program to finish publishes",
-        RIGHT.replacing({take_ticket: take_ticket_first_is_last}),
-        {reads_half_published, programs_disagree, step_lost_or_counted_twice},
+        "first program to draw publishes",
+        RIGHT.replacing({draw: draw_first_is_last}),
+        {reads_half_published, programs_disagree, reads_other_values},
     ),
     Broken(
-        "ticket before the reads",
+        "clock read apart, after the ticket",
         replace(
             RIGHT,
-            schedule=ticket_before_reads(RIGHT.schedule),
-            chunk=ticket_before_reads(RIGHT.chunk),
+            schedule=clock_after_ticket(RIGHT.schedule),
+            chunk=clock_after_ticket(RIGHT.chunk),
         ),
         {reads_half_published, programs_disagree, updates_other_than_sequential},
     ),
     Broken(
-        "ticket not cleared",
-        RIGHT.replacing({clear_ticket: leave_ticket}),
-        {step_lost_or_counted_twice, updates_other_than_sequential, ticket_left},
+        "turns not taken back",
+        RIGHT.replacing({publish: publish_keeps_turns}),
+        {step_lost_or_counted_twice, updates_other_than_sequential, turns_left},
     ),
     Broken(
         "clock ignores found_inf",
-        RIGHT.replacing({advance_clock: advance_clock_anyway}),
+        RIGHT.replacing({publish: publish_anyway}),
         {step_lost_or_counted_twice, reads_other_values, next_record_wrong},
     ),
     Broken(
@@ -482,6 +494,88 @@ def test_stale_half_shows_two_launches_later():
     assert {"reads_other_values", "updates_other_than_sequential"} <= found
 
 
+# -- why the adds need no fence ------------------------------------------------------------------
+
+WORD = "the clock's word"
+
+
+def numbers(memory: Memory) -> dict[str, object]:
+    """What lies at each address that the kernel touches."""
+    columns = {
+        f"{name} of half {half}": value
+        for half, record in enumerate(memory.halves)
+        for name, value in record._asdict().items()
+    }
+    word = memory.clock, memory.turns
+    return {WORD: word, "tick": memory.tick, "found_inf": memory.found_inf, **columns}
+
+
+def other_memories(memory: Memory) -> Iterable[tuple[str, Memory]]:
+    """(address, the memory with another number there) for every address."""
+    yield WORD, memory._replace(clock=memory.clock + 1)
+    yield WORD, memory._replace(turns=memory.turns + 1)
+    yield "tick", memory._replace(tick=memory.tick + 1)
+    yield "found_inf", memory._replace(found_inf=not memory.found_inf)
+    for half, name in product((0, 1), Record._fields):
+        halves = list(memory.halves)
+        halves[half] = halves[half]._replace(**{name: 1_000})
+        yield f"{name} of half {half}", memory._replace(halves=tuple(halves))
+
+
+def written(action: Action, memory: Memory, own: Registers) -> set[str]:
+    before, after = numbers(memory), numbers(action(memory, own)[0])
+    return {address for address in before if before[address] != after[address]}
+
+
+def read(action: Action, memory: Memory, own: Registers) -> set[str]:
+    """The addresses whose number makes a difference to the program, or to another address."""
+
+    def outcome(start: Memory, but: str) -> object:
+        after, registers = action(start, own)
+        kept = {address: n for address, n in numbers(after).items() if address != but}
+        return registers, kept, after.uses, after.updates
+
+    return {
+        address
+        for address, other in other_memories(memory)
+        if outcome(other, address) != outcome(memory, address)
+    }
+
+
+def shared(protocol: Protocol, start: Memory) -> dict[str, set[Action]]:
+    """The actions on each address that one program of a launch writes and another one touches."""
+    writers, touchers, actions = defaultdict(set), defaultdict(set), defaultdict(set)
+    for memory, programs in reachable(start, protocol.programs()):
+        for own, (action, *_) in (program for program in programs if program[1]):
+            wrote = written(action, memory, own)
+            for address in wrote | read(action, memory, own):
+                touchers[address].add(own.program)
+                actions[address].add(action)
+            for address in wrote:
+                writers[address].add(own.program)
+    return {
+        address: actions[address]
+        for address in writers
+        if any(touchers[address] - {writer} for writer in writers[address])
+    }
+
+
+@pytest.mark.parametrize("found_inf", [False, True])
+@pytest.mark.parametrize("protocol", [RIGHT, INTERVAL_2], ids=["interval 1", "interval 2"])
+def test_programs_share_only_the_word_of_the_clock(protocol, found_inf):
+    assert shared(protocol, Memory(found_inf=found_inf)) == {WORD: ATOMIC}
+
+
+def test_a_record_in_one_half_would_be_shared():
+    """The check above finds what the two halves are for."""
+    writes = {write_lr: write_lr_to_current, write_momentum: write_momentum_to_current}
+    found = shared(RIGHT.replacing(writes), Memory())
+    assert found.keys() == {WORD, "lr of half 0", "momentum of half 0"}
+
+
+# -- the model itself ----------------------------------------------------------------------------
+
+
 def increment(memory: Memory, own: Registers) -> tuple[Memory, Registers]:
     return memory._replace(clock=own.clock + 1), own
 
@@ -494,5 +588,5 @@ def test_exploration_finds_the_lost_update():
 
 def test_exploration_visits_every_combination_of_positions():
     """With actions that do nothing the states are the product of the programs' positions."""
-    programs = [(leave_ticket,) * length for length in (2, 3, 4)]
+    programs = [(do_nothing,) * length for length in (2, 3, 4)]
     assert len(reachable(Memory(), programs)) == 3 * 4 * 5

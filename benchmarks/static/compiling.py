@@ -16,7 +16,7 @@ from triton.compiler import ASTSource
 
 from benchmarks.static.machine_code import Instruction, parse_amdgcn, parse_sass
 from benchmarks.static.targets import WARPS, Target
-from benchmarks.static.variants import KINDS, Variant
+from benchmarks.static.variants import BITS, KINDS, Variant
 from fused_sched.kernels.rules import RULES
 from fused_sched.kernels.schedule import LAUNCH_OPTIONS, schedule_kernel
 from fused_sched.kernels.update import launch_options, update_kernel
@@ -32,7 +32,14 @@ TYPES = {
 }
 
 
-def constants_of(variant: Variant) -> dict[str, Any]:
+def tuning_of(variant: Variant, target: Target) -> layout.Tuning:
+    """What a launch of this form on this architecture is compiled with."""
+    bits = [[BITS[name] for name in kind] for kind in KINDS[variant.kinds]]
+    capability = divmod(target.arch, 10) if isinstance(target.arch, int) else (0, 0)
+    return layout.tuning(variant.rule, layout.tuning_bits(bits), capability)
+
+
+def constants_of(variant: Variant, target: Target) -> dict[str, Any]:
     """The constexpr arguments of ``update_kernel``."""
     rule = RULES[variant.rule]
     return {
@@ -43,7 +50,8 @@ def constants_of(variant: Variant) -> dict[str, Any]:
         "STATES": variant.states,
         "SCALER": variant.scaler,
         "UNSCALE": variant.scaler,
-        "ITERATIONS": layout.ITERATIONS,
+        "VECTORS": tuning_of(variant, target).vectors,
+        "ORDER": layout.TICKET_ORDER,
     }
 
 
@@ -76,10 +84,12 @@ def _source(kernel: Any, constants: dict[str, Any]) -> ASTSource:
 def compiled(variant: Variant | None, target: Target) -> Any:
     """Triton's compiled kernel, with the options of a launch; without a variant the schedule's."""
     kernel = schedule_kernel if variant is None else update_kernel
-    constants = {} if variant is None else constants_of(variant)
+    constants = {} if variant is None else constants_of(variant, target)
     options: dict[str, Any] = {"num_warps": WARPS} | LAUNCH_OPTIONS
     if variant is not None and target.backend == "cuda":
-        options = launch_options(constants["KINDS"])  # the limit of registers is NVIDIA's alone
+        options = launch_options(
+            tuning_of(variant, target)
+        )  # the limit of registers is NVIDIA's alone
     where = GPUTarget(target.backend, target.arch, target.lanes)
     return triton.compile(_source(kernel, constants), target=where, options=options)
 

@@ -127,8 +127,7 @@ def update(
 def _launch_fields(table: ParamTable, where: Sequence[int]) -> bytes:
     """What CudaUpdateArgs of csrc/cuda.h adds to UpdateArgs."""
     chunks = table.chunks
-    size = layout.BLOCK * table.iterations
-    fields = [chunks.data_ptr(), chunks.shape[1], size, len(table.kinds), *where]
+    fields = [chunks.data_ptr(), chunks.shape[1], table.chunk_size, len(table.kinds), *where]
     return array("q", fields).tobytes()
 
 

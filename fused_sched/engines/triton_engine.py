@@ -87,6 +87,9 @@ def _kinds(kinds: tuple[Kind, ...]) -> tuple[tuple[Any, ...], ...]:
     return tuple(tuple(types[dtype] for dtype in kind) for kind in kinds)
 
 
+Job = tuple[Any, Any, Sequence[Any], dict[str, Any]]
+"""Kernel, key, arguments and options, as ``_launch`` takes them."""
+
 _compiled: dict[Any, Any] = {}
 
 
@@ -108,12 +111,8 @@ def _handle(kernel: Any, key: Any, args: Sequence[Any], options: dict[str, Any])
     return _compiled[key]
 
 
-def _compile(jobs: Iterable[tuple[Any, Any, Sequence[Any], dict[str, Any]]]) -> None:
-    """Compile and load what is not there yet, several kernels at once.
-
-    Args:
-        jobs: kernel, key, arguments and options, as of ``_launch``.
-    """
+def _compile(jobs: Iterable[Job]) -> None:
+    """Compile and load what is not there yet, several kernels at once."""
     import triton
 
     new = [job for job in jobs if job[1] not in _compiled]
@@ -127,17 +126,24 @@ def _compile(jobs: Iterable[tuple[Any, Any, Sequence[Any], dict[str, Any]]]) -> 
         _compiled[key] = handle
 
 
+def _tuning(table: ParamTable, rule: str) -> layout.Tuning:
+    bits = layout.tuning_bits([[8 * dtype.itemsize for dtype in kind] for kind in table.kinds])
+    return layout.tuning(rule, bits, _capability(table.device))
+
+
+@functools.cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+
+
 def _update_args(
     block: Block,
     table: ParamTable,
     program: Program | None,
-    rule: str,
     advance: int,
     scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> list[Any]:
-    from fused_sched.kernels.rules import RULES
-
     columns, groups = block.record.shape[1:]
     unused = block.record
     return [
@@ -152,18 +158,39 @@ def _update_args(
         unused if program is None else program.aux,
         unused.view(torch.float32) if scale is None else scale,
         unused.view(torch.float32) if found_inf is None else found_inf,
+        table.chunk_size,
         0 if program is None else program.rows,
         advance,
         table.addresses.shape[1],
         columns,
         groups,
+    ]
+
+
+def _update_job(
+    block: Block,
+    table: ParamTable,
+    program: Program | None,
+    rule: str,
+    advance: int,
+    scale: Tensor | None,
+    found_inf: Tensor | None,
+) -> Job:
+    from fused_sched.kernels.rules import RULES
+    from fused_sched.kernels.update import launch_options, update_kernel
+
+    tuning = _tuning(table, rule)
+    constants = [
         *RULES[rule],
         _kinds(table.kinds),
         table.state_slots,
         found_inf is not None,
         scale is not None,
-        table.iterations,
+        tuning.vectors,
+        layout.TICKET_ORDER,
     ]
+    args = _update_args(block, table, program, advance, scale, found_inf) + constants
+    return update_kernel, (block.device, tuning, *constants), args, launch_options(tuning)
 
 
 def update(
@@ -181,14 +208,10 @@ def update(
     Args:
         advance: STAY, CALLED or COUNTED of ``tables/layout.py``.
     """
-    from fused_sched.kernels.update import launch_options, update_kernel
-
     table.send_addresses(grads)
-    args = _update_args(block, table, program, rule, advance, scale, found_inf)
-    key = (block.device, *args[16:])
-    options = launch_options(_kinds(table.kinds))
+    kernel, key, args, options = _update_job(block, table, program, rule, advance, scale, found_inf)
     with _on(block.device):
-        _launch(update_kernel, key, table.programs, args, options)
+        _launch(kernel, key, table.programs, args, options)
 
 
 def load(
@@ -202,15 +225,12 @@ def load(
     if _interpreting():
         return
     from fused_sched.kernels.schedule import LAUNCH_OPTIONS, schedule_kernel
-    from fused_sched.kernels.update import launch_options, update_kernel
 
     one = torch.ones(1, device=block.device)
-    options = launch_options(_kinds(table.kinds))
     jobs = []
     for unscales, skips in scalings:
         scale, found_inf = one if unscales else None, one if skips else None
-        args = _update_args(block, table, program, rule, layout.STAY, scale, found_inf)
-        jobs.append((update_kernel, (block.device, *args[16:]), args, options))
+        jobs.append(_update_job(block, table, program, rule, layout.STAY, scale, found_inf))
     # Also while no scheduler is explicit: one that comes later may be captured first.
     args = _advance_args(block, block.programs[0], 1, None, None)
     jobs.append((schedule_kernel, ("schedule", block.device), args, LAUNCH_OPTIONS))

@@ -4,19 +4,17 @@ import triton.language as tl
 
 from fused_sched.tables import layout
 
-PARAM = tl.constexpr(layout.PARAM)
 GRAD = tl.constexpr(layout.GRAD)
-STATE0 = tl.constexpr(layout.STATE0)
-STATE1 = tl.constexpr(layout.STATE1)
-STATE2 = tl.constexpr(layout.STATE2)
 NUMEL = tl.constexpr(layout.NUMEL)
 GROUP = tl.constexpr(layout.GROUP)
 KIND = tl.constexpr(layout.KIND)
 PARAM_INDEX = tl.constexpr(layout.PARAM_INDEX)
-BLOCK = tl.constexpr(layout.BLOCK)
+
+THREADS = tl.constexpr(32 * layout.WARPS)
 
 CLOCK = tl.constexpr(layout.CLOCK)
-TICKET = tl.constexpr(layout.TICKET)
+TURN_BITS = tl.constexpr(layout.TURN_BITS)
+TURN = tl.constexpr(1 << layout.TURN_BITS)
 OVERRUN = tl.constexpr(layout.OVERRUN)
 
 CALLED = tl.constexpr(layout.CALLED)

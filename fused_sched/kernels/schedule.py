@@ -72,15 +72,14 @@ def _store_column(op, value, record_ptr, current, other, both, lane, live, G):
 
 
 @triton.jit
-def _keep(op, record_ptr, current, clock_ptr, skipped, lane, live, G):
+def _keep(op, record_ptr, current, clock, skipped, lane, live, G):
     """What a step that is made uses, into the ring of a HISTORY row."""
     capacity = tl.load(op + AUX_LENGTH)
     if (skipped == 0) & (capacity > 0):
         column = tl.load(op + COLUMN).to(tl.int32)
         value = tl.load(record_ptr + (current + column) * G + lane, mask=live, other=0.0)
         ring = tl.load(op + ADDRESS).to(tl.pointer_type(tl.float64))
-        step = tl.load(clock_ptr + CLOCK)
-        tl.store(ring + (step % capacity) * G + lane, value, mask=live)
+        tl.store(ring + (clock % capacity) * G + lane, value, mask=live)
 
 
 @triton.jit
@@ -172,7 +171,7 @@ def _evaluate(v, op, row, opcode, epoch, count, restart, metric, aux_ptr, clock_
 @triton.jit
 def _run_rows(
     ops_ptr, lanes_ptr, aux_ptr, num_rows, record_ptr, current, other, both, clock_ptr,
-    metric, skipped, advance, last, lane, G,
+    clock, metric, skipped, advance, last, lane, G,
 ):  # fmt: skip
     """run_program for the given lanes; the last ones also move the rows' scalars."""
     live = lane < G
@@ -189,7 +188,7 @@ def _run_rows(
         elif opcode == STORE:
             _store_column(op, value, record_ptr, current, other, both, lane, live, G)
         elif opcode == HISTORY:
-            _keep(op, record_ptr, current, clock_ptr, skipped, lane, live, G)
+            _keep(op, record_ptr, current, clock, skipped, lane, live, G)
         else:
             tick = tl.load(op + TICK).to(tl.int32)
             epoch = tl.load(op + EPOCH).to(tl.int32)
@@ -237,6 +236,7 @@ def run_program(
     other,
     both,
     clock_ptr,
+    clock,
     metric,
     skipped,
     advance,
@@ -255,7 +255,7 @@ def run_program(
     while first < G:
         _run_rows(
             ops_ptr, lanes_ptr, aux_ptr, num_rows, record_ptr, current, other, both, clock_ptr,
-            metric, skipped, advance, first + LANES >= G, first + tl.arange(0, LANES), G,
+            clock, metric, skipped, advance, first + LANES >= G, first + tl.arange(0, LANES), G,
         )  # fmt: skip
         first += LANES
 
@@ -282,7 +282,8 @@ def schedule_kernel(
     Writes: both halves, the rows' state; trace_ptr [num_steps, num_columns, G] if has_trace.
     Host:   never waited for; may be captured.
     """
-    current = (tl.load(clock_ptr + CLOCK) & 1).to(tl.int32) * num_columns
+    clock = tl.load(clock_ptr + CLOCK)
+    current = (clock & 1).to(tl.int32) * num_columns
     metric = tl.load(metric_ptr)
     n = num_steps * 0
     while n < num_steps:
@@ -290,7 +291,7 @@ def schedule_kernel(
         tl.debug_barrier()
         run_program(
             ops_ptr, lanes_ptr, aux_ptr, num_rows, record_ptr, current, num_columns - current,
-            num_rows >= 0, clock_ptr, metric, num_rows < 0, COUNTED, G,
+            num_rows >= 0, clock_ptr, clock, metric, num_rows < 0, COUNTED, G,
         )  # fmt: skip
         if has_trace != 0:
             tl.debug_barrier()

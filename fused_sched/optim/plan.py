@@ -167,7 +167,7 @@ class Plan:
         assert self.block is not None
         if not self.table.arrange(allocate=not capturing(self.device)):
             self.refuse_capture("its gradients have other dtypes than before")
-        kernel = self.table.kinds, self.table.state_slots, self.table.iterations
+        kernel = self.table.kinds, self.table.state_slots
         new = [scaling for scaling in scalings if self._variant(kernel, scaling) not in self.loaded]
         if not new:
             return

@@ -6,6 +6,9 @@ a test compares the two.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
 # -- the param table: int64 [SLOTS, rows] addresses and int64 [INFO, rows] facts ----------------
 PARAM, GRAD, STATE0, STATE1, STATE2 = range(5)
 SLOTS = 5
@@ -13,19 +16,81 @@ SLOTS = 5
 NUMEL, GROUP, KIND, PARAM_INDEX = range(4)
 INFO = 4
 
-BLOCK = 512
-"""Elements of one iteration: 4 warps, 4 elements (16 bytes of float32) per thread."""
+# -- how a Triton launch is cut and compiled: what a GPU's measurements decide ------------------
+WARPS = 4
+"""Of a program; 32 threads each on NVIDIA's GPUs."""
 
-ITERATIONS = 4
-"""Iterations of one program."""
+WAVES = 16
+"""Times that a launch over a large model fills the GPU with programs: more of them begin and end
+more often, fewer leave multiprocessors idle at the end."""
 
-LARGE_MODEL = 1 << 28
-LARGE_ITERATIONS = 32
-"""Iterations from LARGE_MODEL elements on, so that a launch takes few tickets."""
+RESIDENT = 8
+"""Programs that a multiprocessor holds at a time, about."""
+
+CHUNK_UNIT = 1024
+"""Elements of a program's chunk are a multiple of this, and a chunk at least this long."""
+
+TICKET_ORDER = "relaxed"
+"""Of the atomic add that Note [One launch] describes; "acq_rel" is right too, and a fence."""
+
+
+class Tuning(NamedTuple):
+    """How the update kernel of one rule is compiled.
+
+    Attributes:
+        vectors: accesses of 16 bytes that a thread makes at a time, of a kind's widest array.
+        registers: a thread's, at most; 512 of them over this number, rounded down, are the
+            programs that a multiprocessor holds.
+    """
+
+    vectors: int
+    registers: int
+
+
+# Chosen from machine code so that the loads in flight on a multiprocessor are 48 KB and more, and
+# nothing is spilled. Triton 3.6.0 to 3.9.0; no GPU has measured them yet.
+TUNINGS: dict[tuple[str, int] | tuple[str, int, tuple[int, int]], Tuning] = {
+    ("sgd", 16): Tuning(vectors=2, registers=64),
+    ("sgd", 32): Tuning(vectors=2, registers=64),
+    ("sgd", 64): Tuning(vectors=2, registers=128),
+    ("adam", 16): Tuning(vectors=1, registers=72),
+    ("adam", 32): Tuning(vectors=1, registers=64),
+    ("adam", 64): Tuning(vectors=2, registers=128),
+}
+"""By rule and bits of ``tuning_bits``; a key that ends in a compute capability comes first."""
+
+DEFAULT_TUNINGS = {16: Tuning(1, 80), 32: Tuning(1, 72), 64: Tuning(2, 128)}
+"""Of a rule that has no row above."""
+
+
+def tuning(rule: str, bits: int, capability: tuple[int, int]) -> Tuning:
+    """The row of TUNINGS that serves a rule on a GPU."""
+    general = TUNINGS.get((rule, bits), DEFAULT_TUNINGS[bits])
+    return TUNINGS.get((rule, bits, capability), general)
+
+
+def tuning_bits(kinds: Iterable[Sequence[int]]) -> int:
+    """Which tunings a launch over these kinds takes, each given by its arrays' bits an element.
+
+    64 if any array has them, 16 if all arrays of some kind do, or 32.
+    """
+    widest = [max(kind) for kind in kinds]
+    return 64 if 64 in widest else min(widest, default=32)
+
+
+def chunk_size(elements: int, multiprocessors: int) -> int:
+    """Elements of a program's chunk, for WAVES over a large model, for one chunk's over a small."""
+    programs = WAVES * RESIDENT * multiprocessors
+    return max(-(-elements // (programs * CHUNK_UNIT)), 1) * CHUNK_UNIT
+
 
 # -- the clock: int64 [CLOCK_WORDS] --------------------------------------------------------------
 CLOCK, TICKET, OVERRUN = range(3)
 CLOCK_WORDS = 4
+
+TURN_BITS = 40
+"""The clock's word counts steps below these bits, and above them the programs of the Triton launch
+that runs: see Note [One launch]. Between launches it is the clock alone."""
 
 # -- how a launch advances the schedules in it ---------------------------------------------------
 (

@@ -153,6 +153,14 @@ def _values(grad: Tensor) -> Tensor:
     return real(grad.resolve_neg())
 
 
+@functools.cache
+def _multiprocessors(device: torch.device) -> int:
+    """Of a GPU; a CPU counts as one."""
+    if device.type != "cuda":
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
 class ParamTable:
     """Addresses [SLOTS, T], facts [INFO, T] and chunks [2, N] of T members on one device."""
 
@@ -161,8 +169,7 @@ class ParamTable:
         self.device = device
         self.name = name
         total = sum(member.dense.numel() for member in self.members)
-        large = total >= layout.LARGE_MODEL
-        self.iterations = layout.LARGE_ITERATIONS if large else layout.ITERATIONS
+        self.chunk_size = layout.chunk_size(total, _multiprocessors(device))
         self.state_slots = max(
             (i + 1 for m in self.members for i, s in enumerate(m.states) if s is not None),
             default=0,
@@ -197,7 +204,7 @@ class ParamTable:
         return self._to_device(self._chunk_table())
 
     def _chunk_table(self) -> Tensor:
-        size = layout.BLOCK * self.iterations
+        size = self.chunk_size
         chunks_of = [max(-(-m.dense.numel() // size), 1) for m in self.members]
         counts = torch.tensor(chunks_of, dtype=torch.int64, device="cpu")
         numbers = torch.arange(len(self.members), device="cpu")
