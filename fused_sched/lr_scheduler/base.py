@@ -22,6 +22,7 @@ from fused_sched.optim.lean_host import LeanHost
 from fused_sched.optim.plan import capturing
 from fused_sched.optim.schedules import Fused
 from fused_sched.optim.signatures import constructor
+from fused_sched.users_line import warned_there
 
 from .hyper import check_hyper, in_place_of_lr
 from .live import Live, Shared, ledger_of
@@ -136,8 +137,18 @@ class DeviceScheduler(LookAhead, Lowering, stock.LRScheduler):
         """torch's own ``step``."""
         if args or kwargs:
             self._forget_tables()  # it may go anywhere
-        with in_place_of_lr(self.optimizer, self.hyper):
+        with (
+            in_place_of_lr(self.optimizer, self.hyper),
+            warned_there() if self._comes_too_early() else nullcontext(),
+        ):
             super().step(*args, **kwargs)
+
+    def _comes_too_early(self) -> bool:
+        """Whether torch warns of a first step before the optimizer's."""
+        if self.__dict__.get("_step_count") != 1:
+            return False
+        tracked = hasattr(self.optimizer.step, "_wrapped_by_lr_sched")
+        return not (tracked and getattr(self.optimizer, "_opt_called", False))
 
     def _update_lr(self, epoch: int | None = None) -> None:
         with in_place_of_lr(self.optimizer, self.hyper):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from fused_sched.users_line import warn
 
 from .lean_steps import keep_schedule
 from .mirror import Mirror
@@ -100,7 +101,7 @@ def _moved_by_interval(mirror: Mirror, fused: Fused) -> str:
 def _warn_once(fused: Fused, message: str) -> None:
     if not fused.warned:
         fused.warned = True
-        warnings.warn(message, stacklevel=5)
+        warn(message)
 
 
 # -- on the device -------------------------------------------------------------------------------
