@@ -22,7 +22,7 @@ $(PYTHON) -c 'import sys; \
 	>"$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/outer.pth"
 endef
 
-.PHONY: demo test conformance lint bench bench-full docs gpu gpu-bench static sanitize matrix clean
+.PHONY: demo test conformance lint bench bench-full docs gpu gpu-bench gpu-tune static sanitize matrix clean
 
 demo: .venv/.ready
 	$(PY) examples/train_digits.py
@@ -89,6 +89,10 @@ gpu:
 
 gpu-bench:
 	bash benchmarks/gpu.sh
+
+# In 4 minutes: what tables/layout.py is to hold for this GPU.
+gpu-tune:
+	TRITON_INTERPRET=0 $(PYTHON) -m benchmarks.tuning --out "$${OUT:-benchmarks/results}"
 
 # Strict: a link that leads nowhere, an included file that is gone, or a page that would fetch
 # something from the network is an error. Once DOCS is installed it needs no network itself.
