@@ -22,7 +22,9 @@ bool intern_names() {
          intern(names.grad_scale, "grad_scale") && intern(names.found_inf, "found_inf") &&
          intern(names.profiling, "_is_profiler_enabled") &&
          intern(names.last_stream, "_last_stream") && intern(names.cuda_stream, "cuda_stream") &&
-         intern(names.state, "state") && intern(names.step, "step");
+         intern(names.state, "state") && intern(names.step, "step") &&
+         intern(names.enter_hook, "launch_enter_hook") &&
+         intern(names.exit_hook, "launch_exit_hook");
 }
 
 int add_type(PyObject* module, PyType_Spec* spec, const char* name) {
@@ -50,6 +52,7 @@ using namespace lean;
 int add_lean_types(PyObject* module) {
   if (!intern_names()) return -1;
   if (add_type(module, &step_spec, "LeanStep") != 0) return -1;
+  if (add_type(module, &triton_spec, "TritonStep") != 0) return -1;
   if (add_type(module, &call_spec, "LeanCall") != 0) return -1;
   return add_type(module, &schedule_spec, "LeanSchedule");
 }

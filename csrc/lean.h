@@ -21,5 +21,5 @@ inline int take_bytes(PyObject* object, void* bytes) {
 // what LeanStep needs of torch.
 PyObject* set_up_lean(PyObject*, PyObject* arguments);
 
-// Adds the types LeanStep, LeanSchedule and LeanCall to the module; -1 with an error set.
+// Adds the types LeanStep, TritonStep, LeanSchedule and LeanCall to the module; -1 with an error set.
 int add_lean_types(PyObject* module);

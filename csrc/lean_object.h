@@ -42,7 +42,7 @@ extern Torch torch;
 
 struct Names {
   PyObject *is_neg, *dict, *param_groups, *params, *grad_scale, *found_inf, *profiling;
-  PyObject *last_stream, *cuda_stream, *state, *step;
+  PyObject *last_stream, *cuda_stream, *state, *step, *enter_hook, *exit_hook;
 };
 extern Names names;
 
@@ -60,6 +60,6 @@ void deallocate(PyObject* self) {
   Py_DECREF(type);
 }
 
-extern PyType_Spec step_spec, schedule_spec, call_spec;
+extern PyType_Spec step_spec, triton_spec, schedule_spec, call_spec;
 
 }  // namespace lean

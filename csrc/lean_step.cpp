@@ -7,123 +7,13 @@
 // mirror settles the account when somebody reads.
 #include <cstring>
 #include <memory>
-#include <mutex>
 
-#include "cadence.h"
-#include "cuda.h"
-#include "layout.h"
-#include "lean_groups.h"
-#include "lean_members.h"
-#include "lean_object.h"
-#include "lean_state.h"
-#ifdef FS_CUDA
-#include "lean_stream.h"
-#endif
+#include "lean_checks.h"
 
 namespace lean {
 namespace {
 
 using namespace fused_sched;
-
-constexpr int64_t kRelease = 1 << 16;  // elements from which on other Python threads may run
-
-// Whether a dict has no value under a key, or None.
-bool lacks(PyObject* dict, PyObject* key) {
-  PyObject* value = PyDict_GetItemWithError(dict, key);
-  return value == nullptr || value == Py_None;
-}
-
-struct Lean {
-  CudaUpdateArgs launch;  // on a CPU only its `args`
-  bool on_gpu = false;
-  int64_t steps = 0;
-  int64_t limit = -1;  // launches until the whole step must look; -1: none
-  Cadence cadence;     // of the fused schedules, where calls govern them
-  bool running = false;
-  std::mutex launching;  // held by the launch without the GIL, so that take() can wait for it
-  Ref pre_hooks, post_hooks, forced, engine, keep;
-  Groups groups;
-  Members members;
-  ShownState shown;
-  std::unique_ptr<int64_t[]> addresses;
-  int64_t* grads = nullptr;  // in `addresses`
-#ifdef FS_CUDA
-  LastStream stream;
-#endif
-
-  bool nobody_scales(PyObject* attributes) const {
-    return lacks(attributes, names.found_inf) && lacks(attributes, names.grad_scale);
-  }
-
-  bool nobody_listens() const {
-    return PyDict_Size(pre_hooks.get()) == 0 && PyDict_Size(post_hooks.get()) == 0 &&
-           PyDict_Size(torch.pre_hooks) == 0 && PyDict_Size(torch.post_hooks) == 0 &&
-           PyDict_GetItemWithError(torch.profiler, names.profiling) == Py_False;
-  }
-
-  // `told`: whoever listens to steps has been told of this one.
-  bool step(PyObject* optimizer, bool told) {
-    if (steps == limit || PyDict_GetItem(forced.get(), Py_None) != engine.get()) return false;
-    if (!cadence.guess(&launch.args.advance)) return false;
-    const Ref attributes(PyObject_GetAttr(optimizer, names.dict));
-    if (!attributes) {
-      PyErr_Clear();
-      return false;
-    }
-    if (!nobody_scales(attributes.get()) || !(told || nobody_listens())) return false;
-    if (!groups.same(attributes.get(), members)) return false;
-    if (shown.watched() && !shown.unchanged()) return false;
-#ifdef FS_CUDA
-    if (on_gpu) return update_on_gpu();
-#endif
-    return update_on_cpu();
-  }
-
-#ifdef FS_CUDA
-  // Where the launch queue is full a launch waits, and what it waits for may need the GIL. It counts
-  // once it is made, before another thread can ask; one that fails is left to the whole step, which
-  // raises.
-  bool update_on_gpu() {
-    if (running || !stream.take_current(&launch.stream) || !members.take_gradients(grads) ||
-        !members.bump_versions())
-      return false;
-    const char* failed;
-    running = true;
-    launching.lock();
-    Py_BEGIN_ALLOW_THREADS
-    failed = cuda_update(launch, grads, launch.args.tensors);
-    Py_END_ALLOW_THREADS
-    if (failed == nullptr) count_launch();
-    launching.unlock();
-    running = false;
-    return failed == nullptr;
-  }
-#endif
-
-  bool update_on_cpu() {
-    if (!members.take_gradients(grads) || !members.bump_versions()) return false;
-    count_launch();  // before another thread can ask for it
-    if (members.elements() < kRelease) {
-      update(launch.args);
-      return true;
-    }
-    running = true;
-    launching.lock();
-    Py_BEGIN_ALLOW_THREADS
-    update(launch.args);
-    launching.unlock();
-    Py_END_ALLOW_THREADS
-    running = false;
-    return true;
-  }
-
-  void count_launch() {
-    ++steps;
-    members.count_launch();
-    cadence.count_launch(launch.args.advance);
-    if (shown.watched()) shown.count_launch(grads);
-  }
-};
 
 struct LeanObject {
   PyObject_HEAD
@@ -141,10 +31,9 @@ bool note_launch(Lean& lean, const Bytes& fields, PyObject* plan) {
 #ifdef FS_CUDA
   if (fields.size == sizeof(CudaUpdateArgs) && PyDict_Check(plan)) {
     std::memcpy(&lean.launch, fields.data, sizeof(CudaUpdateArgs));
-    lean.on_gpu = true;
-    lean.stream.note(plan, lean.launch.device);
-    lean.addresses.reset(new int64_t[args.tensors]);
-    lean.grads = lean.addresses.get();
+    lean.where = BY_CUDA;
+    lean.stream.note(plan, lean.launch.device, {cuda_device, cuda_captures, true});
+    lean.grads = lean.room(args.tensors);
     return true;
   }
 #endif
@@ -154,10 +43,23 @@ bool note_launch(Lean& lean, const Bytes& fields, PyObject* plan) {
   }
   std::memcpy(&args, fields.data, sizeof(UpdateArgs));
   const int64_t count = SLOTS * args.tensors;
-  lean.addresses.reset(new int64_t[count]);
-  std::memcpy(lean.addresses.get(), args.addresses, count * sizeof(int64_t));
+  std::memcpy(lean.room(count), args.addresses, count * sizeof(int64_t));
   args.addresses = lean.addresses.get();
   lean.grads = args.addresses + GRAD * args.tensors;
+  return true;
+}
+
+// The same for a kernel of Triton's, which reads the addresses in a table of its own.
+bool note_triton(Lean& lean, const Bytes& fields, PyObject* plan, int64_t device, PyObject* hooks) {
+  if (!PyDict_Check(plan) || !PyTuple_Check(hooks)) {
+    PyErr_SetString(PyExc_TypeError, "TritonStep: plan is no dict, or hooks no tuple");
+    return false;
+  }
+  if (!lean.triton.note(fields.data, fields.size, hooks)) return false;
+  lean.where = BY_TRITON;
+  lean.launch.args.advance = COUNTED;
+  lean.stream.note(plan, device, {driver::device, driver::captures, false});
+  lean.grads = lean.room(lean.triton.tensors());
   return true;
 }
 
@@ -174,16 +76,22 @@ bool note_launch(Lean& lean, const Bytes& fields, PyObject* plan) {
 //   cadence     address of the words of optim/cadence.py; 0 where no calls govern
 //   keep        whatever owns the memory that fields point at
 //   limit       launches until the whole step must look, None for no limit
-PyObject* new_lean(PyTypeObject* type, PyObject* arguments, PyObject*) {
+//   hooks       for a TritonStep alone, see TritonLaunch::note
+PyObject* new_either(PyTypeObject* type, PyObject* arguments, bool triton) {
   Bytes fields, facts;
   dlpack::Device device;
   PyObject *plan, *group_list, *params, *pre_hooks, *post_hooks, *forced, *keep, *limit;
+  PyObject* hooks = nullptr;
   unsigned long long cadence;
-  if (!PyArg_ParseTuple(arguments, "O&O(ii)O!O!O&O!O!O!KOO", take_bytes, &fields, &plan,
+  if (!PyArg_ParseTuple(arguments, "O&O(ii)O!O!O&O!O!O!KOO|O", take_bytes, &fields, &plan,
                         &device.type, &device.number, &PyList_Type, &group_list, &PyTuple_Type,
                         &params, take_bytes, &facts, &PyDict_Type, &pre_hooks, &PyDict_Type,
-                        &post_hooks, &PyDict_Type, &forced, &cadence, &keep, &limit))
+                        &post_hooks, &PyDict_Type, &forced, &cadence, &keep, &limit, &hooks))
     return nullptr;
+  if ((hooks != nullptr) != triton) {
+    PyErr_SetString(PyExc_TypeError, "hooks are a TritonStep's, and needed there");
+    return nullptr;
+  }
   constexpr Py_ssize_t kRow = Members::kFacts * sizeof(int64_t);
   if (facts.size != PyTuple_Size(params) * kRow) {
     PyErr_SetString(PyExc_ValueError, "LeanStep: facts of another size");
@@ -196,13 +104,23 @@ PyObject* new_lean(PyTypeObject* type, PyObject* arguments, PyObject*) {
   if (PyObject* engine = PyDict_GetItem(forced, Py_None)) lean->engine = Ref::to(engine);
   lean->cadence.words = reinterpret_cast<int64_t*>(cadence);
   lean->keep = Ref::to(keep);
-  if (!parse_limit(limit, &lean->limit) || !note_launch(*lean, fields, plan) ||
+  const bool noted = triton ? note_triton(*lean, fields, plan, device.number, hooks)
+                            : note_launch(*lean, fields, plan);
+  if (!noted || !parse_limit(limit, &lean->limit) ||
       !lean->groups.note(group_list) || !lean->members.note(params, facts.data, device))
     return nullptr;
   const auto allocate = reinterpret_cast<allocfunc>(PyType_GetSlot(type, Py_tp_alloc));
   PyObject* self = allocate(type, 0);
   if (self != nullptr) reinterpret_cast<LeanObject*>(self)->lean = lean.release();
   return self;
+}
+
+PyObject* new_lean(PyTypeObject* type, PyObject* arguments, PyObject*) {
+  return new_either(type, arguments, false);
+}
+
+PyObject* new_triton(PyTypeObject* type, PyObject* arguments, PyObject*) {
+  return new_either(type, arguments, true);
 }
 
 int traverse_lean(PyObject* self, visitproc visit, void* arg) {
@@ -215,10 +133,8 @@ int traverse_lean(PyObject* self, visitproc visit, void* arg) {
   Py_VISIT(lean->members.params());
   Py_VISIT(lean->members.table());
   if (const int stop = lean->shown.traverse(visit, arg)) return stop;
-#ifdef FS_CUDA
   Py_VISIT(lean->stream.plan());
-#endif
-  return 0;
+  return lean->triton.traverse(visit, arg);
 }
 
 int clear_lean(PyObject* self) {
@@ -284,7 +200,8 @@ PyMethodDef lean_methods[] = {
     {"renew", renew_lean, METH_O, "Another limit."},
     {nullptr, nullptr, 0, nullptr}};
 
-PyType_Slot lean_slots[] = {{Py_tp_new, reinterpret_cast<void*>(new_lean)},
+template <PyObject* (*create)(PyTypeObject*, PyObject*, PyObject*)>
+PyType_Slot lean_slots[] = {{Py_tp_new, reinterpret_cast<void*>(create)},
                             {Py_tp_dealloc, reinterpret_cast<void*>(deallocate<clear_lean>)},
                             {Py_tp_traverse, reinterpret_cast<void*>(traverse_lean)},
                             {Py_tp_clear, reinterpret_cast<void*>(clear_lean)},
@@ -293,7 +210,11 @@ PyType_Slot lean_slots[] = {{Py_tp_new, reinterpret_cast<void*>(new_lean)},
 
 }  // namespace
 
-PyType_Spec step_spec = {"fused_sched.engines._native.LeanStep", sizeof(LeanObject), 0,
-                         Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, lean_slots};
+constexpr unsigned kFlags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC;
+
+PyType_Spec step_spec = {"fused_sched.engines._native.LeanStep", sizeof(LeanObject), 0, kFlags,
+                         lean_slots<new_lean>};
+PyType_Spec triton_spec = {"fused_sched.engines._native.TritonStep", sizeof(LeanObject), 0, kFlags,
+                           lean_slots<new_triton>};
 
 }  // namespace lean

@@ -1,7 +1,8 @@
 // The stream that a lean step launches on.
 #pragma once
 
-#include "cuda.h"
+#include <cstdint>
+
 #include "lean_object.h"
 
 namespace lean {
@@ -10,9 +11,18 @@ namespace lean {
 // "_last_stream" in its dict: every launch, every value that the host sends.
 class LastStream {
  public:
-  void note(PyObject* plan, int64_t device) {
+  // Who is asked: the number of the calling thread's device, -1 without one; whether a stream of a
+  // device captures.
+  struct Cuda {
+    int64_t (*device)();
+    bool (*captures)(int64_t device, void* stream);
+    bool launches_elsewhere;  // on another device than the calling thread's
+  };
+
+  void note(PyObject* plan, int64_t device, const Cuda& cuda) {
     plan_ = Ref::to(plan);
     device_ = device;
+    cuda_ = cuda;
   }
 
   // The current stream, null for the default one. False where the whole step does more than to
@@ -21,22 +31,22 @@ class LastStream {
   bool take_current(void** stream) {
     if (!current(device_, stream) || !had_last_work(*stream)) return false;
     // The whole step asks the calling thread's device whether it captures.
-    const int64_t here = cuda_device();
+    const int64_t here = cuda_.device();
     void* other;
-    return here == device_ || (here >= 0 && current(here, &other));
+    return here == device_ || (cuda_.launches_elsewhere && here >= 0 && current(here, &other));
   }
 
   PyObject* plan() const { return plan_.get(); }
 
  private:
   // A device's current stream; false while it captures.
-  static bool current(int64_t device, void** stream) {
+  bool current(int64_t device, void** stream) const {
     *stream = nullptr;
     if (torch.exchange->current_stream(dlpack::kCuda, static_cast<int32_t>(device), stream) != 0) {
       PyErr_Clear();
       return false;
     }
-    return !cuda_captures(device, *stream);
+    return !cuda_.captures(device, *stream);
   }
 
   bool had_last_work(void* stream) {
@@ -56,6 +66,7 @@ class LastStream {
 
   Ref plan_, noted_;
   int64_t device_ = -1;
+  Cuda cuda_{};
   void* last_ = nullptr;
 };
 

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "cpu.h"
+#include "driver.h"
 #ifdef FS_CUDA  // the architectures that cuda.cu is compiled for, as a string
 #include "cuda.h"
 #endif
@@ -40,6 +41,13 @@ PyObject* use_threads(PyObject*, PyObject* arguments) {
   if (!PyArg_ParseTuple(arguments, "KK", &run, &count)) return nullptr;
   set_threads(reinterpret_cast<ParallelFor>(run), reinterpret_cast<int32_t (*)(uint32_t*)>(count));
   Py_RETURN_NONE;
+}
+
+PyObject* find_driver(PyObject*, PyObject* arguments) {
+  const char* name;
+  if (!PyArg_ParseTuple(arguments, "s", &name)) return nullptr;
+  const char* missing = driver::find(name);
+  return missing == nullptr ? Py_NewRef(Py_None) : PyUnicode_FromString(missing);
 }
 
 #ifdef FS_CUDA
@@ -96,6 +104,8 @@ PyMethodDef methods[] = {
     {"isa", get_isa, METH_NOARGS, "The instruction set in use."},
     {"use_threads", use_threads, METH_VARARGS, "Addresses of libtorch's parallel_for and count."},
     {"set_up_lean", set_up_lean, METH_VARARGS, "What LeanStep needs of torch."},
+    {"find_driver", find_driver, METH_VARARGS,
+     "Finds CUDA's driver in a library, for TritonStep; None, or what is missing."},
     {"cuda_archs", get_cuda_archs, METH_NOARGS, "Those it has CUDA code for; empty: none."},
 #ifdef FS_CUDA
     {"cuda_update", update_cuda, METH_VARARGS, "CudaUpdateArgs and gradients, bytes of int64."},

@@ -28,7 +28,8 @@ _FLAGS = (
     *("-std=c++17", "-O3", "-g0", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"),
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"),
 )
-_SOURCES = ("module", "lean", "lean_step", "lean_members", "lean_schedule", "lean_call", "cpu")
+_LEAN_SOURCES = ("lean", "lean_step", "lean_members", "lean_schedule", "lean_call")
+_SOURCES = ("module", "driver", "cpu", *_LEAN_SOURCES)
 _VARIANTS = {
     "avx512bf16": ("-march=x86-64-v4", "-mavx512bf16", "-mprefer-vector-width=512"),
     "avx512": ("-march=x86-64-v4", "-mprefer-vector-width=512"),

@@ -131,14 +131,17 @@ def _launch_fields(table: ParamTable, where: Sequence[int]) -> bytes:
     return array("q", fields).tobytes()
 
 
+def can_lean(block: Block, table: ParamTable) -> bool:
+    """Whether every launch can do without sending the table first."""
+    return len(table.members) <= _module(_number(block.device)).CUDA_GRADIENTS
+
+
 def lean_step(
     block: Block, table: ParamTable, program: Program | None, rule: str, found: Found
 ) -> Any:
-    """A LeanStep that launches on the current stream; None if the table must be sent first."""
+    """A LeanStep that launches on the current stream."""
     number = _number(block.device)
     module = _module(number)
-    if len(table.members) > module.CUDA_GRADIENTS:
-        return None
     fields = update_fields(block, table, program, rule, found.advance, None, None)
     fields += _launch_fields(table, [number, 0])
     return make_lean_step(module, fields, number, block, table, found)

@@ -35,6 +35,11 @@ def unavailable(device: torch.device) -> str | None:
     return library if isinstance(library, str) else None
 
 
+def can_lean(block: Block, table: ParamTable) -> bool:
+    """Whether ``lean_step`` and ``lean_call`` can serve these tables."""
+    return block.device.type == "cpu" or native_cuda.can_lean(block, table)
+
+
 def lean_step(
     block: Block, table: ParamTable, program: Program | None, rule: str, found: Found
 ) -> Any:

@@ -190,14 +190,21 @@ class Found:
 
 
 def make_lean_step(
-    module: Any, fields: bytes, number: int | None, block: Block, table: ParamTable, found: Found
+    module: Any,
+    fields: bytes,
+    number: int | None,
+    block: Block,
+    table: ParamTable,
+    found: Found,
+    triton: tuple[tuple[Any, ...], tuple[Any, ...]] | None = None,
 ) -> Any:
     """A LeanStep of csrc/lean_step.cpp: the next launches, as long as nothing changes.
 
     Args:
         module: the compiled library.
-        fields: UpdateArgs or CudaUpdateArgs.
+        fields: UpdateArgs or CudaUpdateArgs; TritonFields and parameters.
         number: of the GPU, None for the CPU.
+        triton: its hooks, and what owns what the parameters point at, of a TritonStep.
     """
     columns = {member.index: column for column, member in enumerate(table.members)}
     facts = array("q")
@@ -205,7 +212,9 @@ def make_lean_step(
         column = columns.get(index, -1)
         dtype = table.members[column].grad_dtype if column >= 0 else torch.float32
         facts.extend((column, index in found.reached, *DLPACK_DTYPES[dtype]))
-    return module.LeanStep(
+    hooks, owners = ((), ()) if triton is None else ((triton[0],), triton[1])
+    make = module.LeanStep if triton is None else module.TritonStep
+    return make(
         fields,
         None if number is None else found.plan,
         (DLPACK_DEVICES[block.device.type], number or 0),
@@ -216,6 +225,7 @@ def make_lean_step(
         found.optimizer._optimizer_step_post_hooks,
         found.forced,
         0 if found.cadence is None else found.cadence.buffer_info()[0],
-        (block, table, found.cadence, kind_numbers(table.kinds)),
+        (block, table, found.cadence, kind_numbers(table.kinds), *owners),
         found.limit,
+        *hooks,
     )

@@ -18,9 +18,14 @@ from torch import Tensor
 
 from fused_sched.tables import layout
 
+from .native_library import Found
+from .triton_lean import can_lean, lean_call, make_triton_step
+
 if TYPE_CHECKING:
     from fused_sched.tables.block import Block, Program
     from fused_sched.tables.params import Kind, ParamTable
+
+__all__ = ["can_lean", "lean_call"]  # beside what is defined here
 
 NAME = "triton"
 
@@ -212,6 +217,15 @@ def update(
     kernel, key, args, options = _update_job(block, table, program, rule, advance, scale, found_inf)
     with _on(block.device):
         _launch(kernel, key, table.programs, args, options)
+
+
+def lean_step(
+    block: Block, table: ParamTable, program: Program | None, rule: str, found: Found
+) -> Any:
+    """What makes the next launches as long as nothing changes; None where nothing can."""
+    _, key, args, _ = _update_job(block, table, program, rule, found.advance, None, None)
+    handle = _compiled.get(key)
+    return None if handle is None else make_triton_step(block, table, handle, args, found)
 
 
 def load(

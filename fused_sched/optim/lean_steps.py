@@ -44,7 +44,7 @@ def keep_step(mirror: Mirror, keeper: StateKeeper, params: Sequence[Tensor]) -> 
         found = _found(mirror, keeper, plan, params)
         make = plan.engine.lean_step
         step = make(plan.block, plan.table, plan.fused_program(), plan.rule, found)
-        if keeper.shown:
+        if step is not None and keeper.shown:
             watch(step, keeper, plan.table.members)
         mirror.lean.keep_step(step)
         keep_calls(mirror, plan)
@@ -123,8 +123,8 @@ def _found(mirror: Mirror, keeper: StateKeeper, plan: Plan, params: Sequence[Ten
 def _is_ordinary(mirror: Mirror, keeper: StateKeeper, plan: Plan) -> bool:
     """Whether nothing is pending, staged or watched."""
     return (
-        hasattr(plan.engine, "lean_step")
-        and plan.block is not None
+        plan.block is not None
+        and plan.engine.can_lean(plan.block, plan.table)
         and all(member.plain for member in plan.table.members)
         and not (mirror.captured or mirror.values_ahead or keeper.counts.held)
         and not (keeper.shown and mirror.clock_ahead)  # the counts that it shows are behind

@@ -182,6 +182,7 @@ class ParamTable:
         self.addresses = torch.zeros(
             layout.SLOTS, max(len(self.members), 1), dtype=torch.int64, device=device
         )
+        self._lean_addresses: Tensor | None = None
         # Scratch of the native engine on a CPU.
         self.ends = torch.zeros(max(len(self.members), 1), dtype=torch.int64, device="cpu")
         if device.type != "cpu":
@@ -276,6 +277,8 @@ class ParamTable:
     def tensors(self) -> Iterator[Tensor]:
         """Its allocations."""
         yield self.addresses
+        if self._lean_addresses is not None:
+            yield self._lean_addresses
         yield self.chunks
         yield from self._facts.values()
         for member in self.staged:
@@ -297,9 +300,10 @@ class ParamTable:
         copy._kept = [(m.staged_param, m.staged_grad) for m in self.staged]
         return copy
 
-    def forget_sent(self) -> None:
-        """Somebody else has put gradients into the table."""
-        self._sent = None
+    def lean_addresses(self) -> Tensor:
+        """A copy of the addresses, into which lean steps put gradients without this table."""
+        self._lean_addresses = self.addresses.clone()
+        return self._lean_addresses
 
     def send_fixed(self) -> None:
         """Put params and states into the table; the gradients travel with the launch."""

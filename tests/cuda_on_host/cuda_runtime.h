@@ -234,3 +234,5 @@ FS_FOR_TESTS void cuda_on_host_capture(int captures, void* stream) {
   cuda_on_host::captures = captures;
   cuda_on_host::captured = stream;
 }
+
+#include "libcuda.h"

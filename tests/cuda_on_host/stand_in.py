@@ -8,7 +8,7 @@ import functools
 import shutil
 import tempfile
 from collections.abc import Callable
-from ctypes import PYFUNCTYPE, c_int, c_int32, c_uint64, c_void_p
+from ctypes import PYFUNCTYPE, c_int, c_int32, c_uint, c_uint64, c_void_p
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ def device() -> Any:
     functions = ctypes.CDLL(str(library()))
     functions.cuda_on_host_stream.restype = c_void_p
     functions.cuda_on_host_capture.argtypes = c_int, c_void_p
+    functions.cuLaunchKernel.argtypes = c_void_p, *[c_uint] * 7, c_void_p, c_void_p, c_void_p
     return functions
 
 
@@ -58,7 +59,7 @@ def serve(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(native_cuda, "_module", lambda device: module())
     patch.setattr(native_cuda, "_number", lambda device: 0)
     patch.setattr(native_cuda, "_where", lambda device: [0, 0])
-    for name in ("update", "load", "advance", "lean_step"):
+    for name in ("update", "load", "advance", "can_lean", "lean_step"):
         patch.setattr(native_engine, name, getattr(native_cuda, name))
     patch.delattr(native_engine, "first_step")  # the CPU's
     patch.setattr(Lean, "keep_schedule", lambda *_: None)  # its advance is the CPU's

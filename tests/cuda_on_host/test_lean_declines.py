@@ -165,6 +165,7 @@ def test_it_declines_and_does_nothing(reason, streams, monkeypatch):
     assert all(map(torch.equal, before, (memory, *both.ours.params)))
 
 
+@pytest.mark.parametrize("streams", ["native"], indirect=True)
 def test_whole_step_runs_after_a_launch_that_failed(monkeypatch):
     both = Both()
     both.ours.opt._ledger.mirror.drop_lean()
@@ -260,6 +261,7 @@ def test_there_is_none(reason):
         assert both.lean is None
 
 
+@pytest.mark.parametrize("streams", ["native"], indirect=True)
 def test_more_gradients_than_parameters_hold_take_whole_steps():
     params = [Parameter(torch.ones(1)) for _ in range(stand_in.module().CUDA_GRADIENTS + 1)]
     opt = fused_sched.optim.SGD(params, lr=0.5)
@@ -271,6 +273,7 @@ def test_more_gradients_than_parameters_hold_take_whole_steps():
     assert set(torch.cat(params).tolist()) == {-0.5}
 
 
+@pytest.mark.parametrize("streams", ["native"], indirect=True)
 def test_explicit_schedule_makes_none_in_vain(monkeypatch):
     """Its step on the host changes what a lean step relies on; making one would not pay."""
     calls: list[Any] = []

@@ -151,6 +151,7 @@ def test_value_sent_on_another_stream_is_waited_for(streams):
     made(both)
 
 
+@pytest.mark.parametrize("streams", ["native"], indirect=True)
 def test_threads_own_gpu_stays_without_a_context():
     """A GPU that nothing uses captures nothing; to ask it would make a context there."""
     both = Both()
@@ -190,6 +191,7 @@ def test_state_is_read_without_waiting(no_fetch):
     both.check()
 
 
+@pytest.mark.parametrize("streams", ["native"], indirect=True)
 def test_table_is_sent_once(monkeypatch):
     sent: list[int] = []
     send = ParamTable.send_addresses

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -32,13 +33,7 @@ TENSORS = 148
 
 HOST_MICROSECONDS = 25
 """Of a lean step of that many. Without the launch 14 were measured, on two cores of an EPYC (Zen 4)
-under load; a launch takes some 3. The aim is 15."""
-
-
-@pytest.fixture(autouse=True)
-def _native(engine: str, cuda: torch.device) -> None:
-    if engine != "native":
-        pytest.skip("lean steps are the native engine's")
+under load; a launch takes some 3, and a copy of new gradients' addresses as much."""
 
 
 def train_both_fused(pair: Any, device: torch.device) -> tuple[Training, Training]:
@@ -83,11 +78,37 @@ def test_lean_steps_equal_stock(pair, cuda):
     assert ours.steps() == stock.steps()
 
 
-def test_lean_step_is_one_kernel(cuda, tmp_path):
+def test_lean_step_is_one_kernel(cuda, engine, tmp_path):
+    """New gradients' addresses are parameters of the native kernel, and a copy for Triton's."""
     ours, _ = train_both_fused(ADAMW_ONE_CYCLE, cuda)
-    for param in ours.net.parameters():
-        param.grad = param.grad.clone()
-    assert launched(lambda: alone(ours.opt), tmp_path) == {"kernel": 1}
+    ours.opt.step()
+    ours.sched.step()
+    for expected in (
+        {"kernel": 1},
+        {"native": {"kernel": 1}, "triton": {"kernel": 1, "memcpy": 1}},
+    ):
+        assert launched(lambda: alone(ours.opt), tmp_path) == expected.get(engine, expected)
+        ours.sched.step()
+        for param in ours.net.parameters():
+            param.grad = param.grad.clone()
+
+
+def test_lean_step_with_new_gradients_does_not_wait(cuda):
+    """What copies their addresses returns while the device is busy."""
+    weight = Parameter(torch.zeros(4, device=cuda))
+    opt = fused_sched.optim.SGD([weight], lr=1.0)
+    grads = [torch.ones_like(weight) for _ in range(6)]
+    for weight.grad in grads[:3]:
+        opt.step()
+    torch.cuda.synchronize()
+    torch.cuda._sleep(SLEEP)
+    start = torch.cuda.Event()
+    start.record()
+    for weight.grad in grads[3:]:
+        assert alone(opt)
+    assert not start.query()
+    torch.cuda.synchronize()
+    assert weight.tolist() == [-6.0] * 4
 
 
 def test_lean_steps_and_a_look_at_the_state_do_not_wait(cuda):
@@ -206,7 +227,8 @@ def test_lr_written_on_another_stream_reaches_the_lean_step(cuda):
     assert weight.tolist() == [-18.0] * 4
 
 
-def test_gpu_that_is_not_the_current_one(cuda):
+def test_gpu_that_is_not_the_current_one(cuda, engine):
+    """The native engine changes to it; Triton's kernel is left to the whole step."""
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
     weight = Parameter(torch.zeros(4, device="cuda:1"))
@@ -214,9 +236,10 @@ def test_gpu_that_is_not_the_current_one(cuda):
     opt = fused_sched.optim.SGD([weight], lr=1.0)
     for _ in range(4):
         opt.step()
-    assert alone(opt)
+    steps = 4 + alone(opt)
+    assert steps == {"native": 5, "triton": 4}[engine]
     assert torch.cuda.current_device() == 0
-    assert weight.tolist() == [-5.0] * 4
+    assert weight.tolist() == [-steps] * 4
 
 
 # -- the host's time -----------------------------------------------------------------------------
@@ -246,8 +269,22 @@ def test_host_time_of_a_fused_step(cuda, record_property):
         opt.step()
     assert opt._lean is not None
     lean = host_microseconds(opt.step)
+    grads = itertools.cycle([torch.ones_like(param) for param in params] for _ in range(2))
+
+    def step_with_new_gradients() -> None:
+        for param, grad in zip(params, next(grads), strict=True):
+            param.grad = grad
+        opt.step()
+
+    def assign() -> None:
+        for param, grad in zip(params, next(grads), strict=True):
+            param.grad = grad
+
+    moved = host_microseconds(step_with_new_gradients) - host_microseconds(assign)
     whole = host_microseconds(opt._ledger.stepper.step)
-    told = f"{TENSORS} tensors: lean {lean:.1f} us, whole {whole:.1f} us"
+    told = (
+        f"{TENSORS} tensors: lean {lean:.1f} us, with new gradients {moved:.1f}, whole {whole:.1f}"
+    )
     record_property("host_time", told)
     print(told)
     assert lean < HOST_MICROSECONDS, told

@@ -1,0 +1,123 @@
+"""Triton's compiled kernels on the stand-in: what a launch gets is what the CPU engine runs.
+
+A kernel's parameters arrive as CUDA's driver gets them, so a wrong one shows in the params.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import inspect
+from array import array
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import triton.language as tl
+
+from fused_sched.engines import native_library, triton_engine, triton_lean
+from fused_sched.kernels.rules import RULES
+from fused_sched.optim.lean import Lean
+from tests.cuda_on_host import stand_in
+
+_DTYPES = tl.float32, tl.bfloat16, tl.float16, tl.float64
+"""In the order of DType in csrc/layout.h."""
+
+_FIELDS = ("addresses_ptr", "info_ptr", "offsets_ptr", "record_ptr", "clock_ptr", "ops_ptr")
+_FIELDS += ("lanes_ptr", "aux_ptr")
+_SIZES = ("num_rows", "num_tensors", "num_columns", "G")
+
+
+class Handle:
+    """As Triton's ``CompiledKernel`` of the update kernel; its function is its number."""
+
+    made: dict[int, Handle] = {}
+
+    def __init__(self, kernel: Any, args: Any) -> None:
+        names = inspect.signature(kernel.fn).parameters
+        constants = [
+            p.annotation is tl.constexpr or "constexpr" in str(p.annotation) for p in names.values()
+        ]
+        kinds = ["constexpr" if constant else "*" for constant in constants]
+        self.src = SimpleNamespace(signature=dict(zip(names, kinds, strict=True)))
+        self.metadata = SimpleNamespace(
+            num_ctas=1, num_warps=4, shared=0, target=SimpleNamespace(warp_size=32)
+        )
+        self._args = dict(zip(names, args, strict=True))
+        self._names = [name for name, kind in self.src.signature.items() if kind != "constexpr"]
+        self.count = len(self._names)
+        self._ends = (ctypes.c_int64 * 10_000)()
+        self.function = len(self.made) + 1
+        self.made[self.function] = self
+
+    def __getitem__(self, grid: tuple[int, int, int]) -> Any:
+        """Triton's own way to launch it."""
+
+        def launch(*args: Any) -> None:
+            words = [value for _, value in triton_lean._parameters(self, args)]
+            slots = (ctypes.c_int64 * len(words))(*words)
+            start = ctypes.addressof(slots)
+            places = (ctypes.c_void_p * len(words))(*(start + 8 * i for i in range(len(words))))
+            ones = (1,) * 5
+            stand_in.device().cuLaunchKernel(self.function, grid[0], *ones, 0, None, places, None)
+
+        return launch
+
+    def run(self, parameters: Any) -> None:
+        """The launch that CUDA's driver was asked for, by the CPU engine."""
+        values = {}
+        for name, place in zip(self._names, parameters, strict=True):
+            kind = ctypes.c_int64 if name.endswith("_ptr") else ctypes.c_int32
+            values[name] = kind.from_address(place).value
+        here = self._args
+        numbers = [_DTYPES.index(dtype) for kind in here["KINDS"] for dtype in kind]
+        kinds = (ctypes.c_int64 * len(numbers))(*numbers)
+        rule = next(name for name, parts in RULES.items() if set(parts) <= set(here.values()))
+        if not values["num_rows"]:
+            values |= {"ops_ptr": 0, "lanes_ptr": 0, "aux_ptr": 0}
+        fields = [
+            *(values[name] for name in _FIELDS),
+            values["scale_ptr"] if here["UNSCALE"] else 0,
+            values["found_inf_ptr"] if here["SCALER"] else 0,
+            ctypes.addressof(kinds),
+            ctypes.addressof(self._ends),
+            *(values[name] for name in _SIZES),
+            native_library.RULES[rule],
+            values["advance"],
+        ]
+        native_library.load().update(array("q", fields).tobytes())
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.POINTER(ctypes.c_void_p))
+def _kernel(function: int, parameters: Any) -> None:
+    handle = Handle.made[function]
+    handle.run([parameters[i] for i in range(handle.count)])
+
+
+def serve(patch: pytest.MonkeyPatch) -> None:
+    """The Triton engine launches kernels on CPU tensors, and its lean steps do."""
+    module, device = stand_in.module(), stand_in.device()
+    assert module.find_driver(str(stand_in.library())) is None
+    device.cuda_on_host_kernel(_kernel)
+
+    def compile_all(jobs: Any) -> None:
+        for kernel, key, args, _ in jobs:
+            if key not in triton_engine._compiled and kernel.__name__ == "update_kernel":
+                triton_engine._compiled[key] = Handle(kernel, args)
+
+    def advance(*args: Any, **kwargs: Any) -> None:
+        native_library.load().advance(native_library.advance_fields(*_filled(*args, **kwargs)))
+
+    patch.setattr(triton_engine, "_compiled", {})
+    patch.setattr(triton_engine, "_compile", compile_all)
+    patch.setattr(triton_engine, "_interpreting", lambda: False)
+    patch.setattr(triton_engine, "unavailable", lambda device: None)
+    patch.setattr(triton_engine, "advance", advance)
+    patch.setattr(triton_lean, "_serves", lambda device: True)
+    patch.setattr(triton_lean, "_library", lambda: module)
+    patch.setattr(Lean, "keep_schedule", lambda *_: None)  # its advance is the CPU's
+
+
+def _filled(
+    block: Any, program: Any, steps: int = 1, metric: Any = None, trace: Any = None
+) -> tuple[Any, ...]:
+    return block, program, steps, metric, trace
