@@ -38,6 +38,22 @@ def test_history_of_replays_is_that_of_stock_torch(pair, fuse, device):
     torch.testing.assert_close(replayed["lr"], expected, rtol=0, atol=allowed)
 
 
+def test_history_may_not_leave_a_graph(device):
+    ours, _ = train_both(PAIRS[0], device, torch.float64)
+    fused_sched.fuse(ours.opt, ours.sched)
+    history = ours.sched.history(10)
+    ours.warm_up()
+    graph = ours.capture()
+    with pytest.raises(RuntimeError, match=r"history.close\(\) changes the tables"):
+        history.close()
+    ours.replay(graph)
+    assert len(history.drain()["lr"]) == 4
+    del graph
+    ours.opt.release_capture()
+    history.close()
+    ours.iteration()
+
+
 def test_history_may_not_come_into_a_graph(device):
     ours, _ = train_both(PAIRS[0], device, torch.float64)
     fused_sched.fuse(ours.opt, ours.sched)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from copy import deepcopy
 
@@ -57,6 +58,16 @@ def move_param(ours: Training) -> None:
         raise
 
 
+def replace_param(ours: Training) -> None:
+    params = ours.opt.param_groups[0]["params"]
+    before, (params[0],) = params[0], new_group(ours)["params"]
+    try:
+        ours.opt.step()
+    except RuntimeError:
+        params[0] = before
+        raise
+
+
 def fuse_another(ours: Training) -> None:
     fused_sched.fuse(ours.opt, exponential(fused_sched.lr_scheduler, ours.opt))
 
@@ -87,8 +98,8 @@ def load_amsgrad(ours: Training) -> None:
 
 
 REFUSED = [
-    *((MOMENTUM, change) for change in (add_group, append_group, move_param, fuse_another)),
-    *((MOMENTUM, change) for change in (unfuse, keep_history, change_engine)),
+    *((MOMENTUM, change) for change in (add_group, append_group, move_param, replace_param)),
+    *((MOMENTUM, change) for change in (fuse_another, unfuse, keep_history, change_engine)),
     *((PLAIN_SGD, ask_for_momentum), (ADAM, load_amsgrad)),
 ]
 
@@ -126,6 +137,28 @@ def test_amsgrad_asked_for_after_a_capture_is_refused(device):
         ours.opt.param_groups[0]["amsgrad"] = True
     assert ours.opt.param_groups[0]["amsgrad"] is False
     ours.replay(graph)
+
+
+def test_schedule_that_grows_after_a_capture_is_refused(device):
+    weight = Parameter(torch.zeros(3, device=device))
+    weight.grad = torch.ones_like(weight)
+    opt = fused_sched.optim.SGD([weight], lr=1.0)
+    sched = fused_sched.lr_scheduler.MultiStepLR(opt, [1], gamma=0.5)
+    fused_sched.fuse(opt, sched)
+    graph = new_graph(device)
+    with capture(graph):
+        opt.step()
+    before, longer = sched.milestones, Counter(range(1, 100))
+    with pytest.raises(RuntimeError, match=r"changed its size.*release_capture\(\)"):
+        sched.milestones = longer
+    sched.milestones = before
+    graph.replay()
+    graph.replay()
+    assert weight.tolist() == [-1.5] * 3
+    del graph
+    opt.release_capture()
+    sched.milestones = longer
+    opt.step()
 
 
 def test_captured_lr_tensor_cannot_be_replaced(device):
