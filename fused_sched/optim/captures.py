@@ -11,7 +11,6 @@ import itertools
 import sys
 import threading
 import weakref
-from collections import Counter
 from typing import Any
 
 import torch
@@ -73,7 +72,7 @@ class Watched:
 
     def __init__(self, graph: Any) -> None:
         self.graph = weakref.ref(graph)
-        self.advances: Counter[int] = Counter()
+        self.advances: dict[int, int] = {}
         self.alive = True
         self.failed = False
         self._draw = itertools.count().__next__  # one call of C, so that no thread's is lost
@@ -92,11 +91,11 @@ class Watched:
         self.alive = False
         self._hook.remove()  # of a graph that was reset and may be captured anew
 
-    def take(self) -> Counter[int]:
-        """The advances of the replays since the last call."""
+    def take(self) -> int:
+        """The replays since the last call."""
         number = self._draw()
         replays, self._drawn = number - self._drawn, number + 1
-        return Counter({program: replays * count for program, count in self.advances.items()})
+        return replays
 
     def stop(self) -> None:
         """Look no further."""
@@ -131,15 +130,20 @@ class Captures:
             here = Watched(graph)
             self._watched.append(here)
         if program is not None:
-            here.advances[program] += 1
+            here.advances[program] = here.advances.get(program, 0) + 1
 
     def counted(self) -> bool:
         """Whether every replay is counted, and does what the host can do again."""
         return not (self._unseen or self._unknown or any(one.failed for one in self._watched))
 
-    def take(self) -> Counter[int]:
+    def take(self) -> dict[int, int]:
         """The advances of each program in all replays since the last call, where counted."""
-        return sum([one.take() for one in self._watched], Counter())
+        taken: dict[int, int] = {}
+        for one in self._watched:
+            replays = one.take()
+            for program, count in one.advances.items():
+                taken[program] = taken.get(program, 0) + replays * count
+        return taken
 
     def over(self) -> bool:
         """Whether no graph is left, and no capture under way that a release would disturb."""

@@ -208,10 +208,12 @@ class Mirror:
         advances = self.captures.take()
         fused = advances.pop(0, 0)
         self.pending += fused if self.schedules.fused else 0
-        steps = self.pending + advances.total()
+        steps = self.pending + sum(advances.values())
         if steps * len(self.optimizer.param_groups) > _MANY:
             self._fetch()
             return
+        if not (steps or self.lean.owed or self.cadence.words[layout.ROUNDS]):
+            return  # nothing since the last read
         for program, times in advances.items():
             self.copy.advance(program, times)
         self._replay()
