@@ -44,12 +44,12 @@ def engine_for(device: torch.device) -> ModuleType:
         ValueError: an unknown name is forced.
         RuntimeError: the forced engine cannot serve the device; says why.
     """
-    name = _wanted()
+    name, kind = _wanted(), device.type
     _check_name(name, "" if FORCED[None] else f"{_VARIABLE}: ")
-    if device.type not in SERVED:
+    if kind not in SERVED:
         return eager_engine
     if name == "auto":
-        default = _DEFAULTS[device.type]
+        default = _DEFAULTS[kind]
         return default if default.unavailable(device) is None else eager_engine
     engine = ENGINES[name]
     reason = engine.unavailable(device)

@@ -27,10 +27,11 @@ KERNEL_BY_SCALING = False
 
 def unavailable(device: torch.device) -> str | None:
     """Why this engine cannot serve a device, or None. Compiles the library at its first call."""
-    if device.type == "cuda":
+    kind = device.type
+    if kind == "cuda":
         return native_cuda.unavailable(device)
-    if device.type != "cpu":
-        return f"it serves CPU and CUDA tensors, not {device.type}"
+    if kind != "cpu":
+        return f"it serves CPU and CUDA tensors, not {kind}"
     library = load_library()
     return library if isinstance(library, str) else None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import struct
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -59,10 +60,9 @@ def make_first_step(
     """
     dtypes = tuple(dict.fromkeys([member.dtype for member in members]))
     kinds = _kinds(dtypes)
-    memory = _table(members, dtypes)
-    fields = _extend(memory, len(members), len(params), values, kinds.data_ptr(), RULES[rule])
+    memory = _memory(members, dtypes, len(params), values)
     return module.LeanStep(
-        fields,
+        _fields(memory, len(members), len(params), values, kinds.data_ptr(), RULES[rule]),
         None,
         (DLPACK_DEVICES["cpu"], 0),
         optimizer.param_groups,
@@ -82,18 +82,28 @@ def _kinds(dtypes: tuple[torch.dtype, ...]) -> Tensor:
     return kind_numbers(tuple((dtype,) * 3 for dtype in dtypes))
 
 
-def _table(members: Sequence[FirstMember], dtypes: Sequence[torch.dtype]) -> array[int]:
-    """Addresses and facts, as a ParamTable has them."""
-    addresses = [
-        (member.address, 0, *[state.data_ptr() for state in member.states.values()], 0, 0, 0)
+def _memory(
+    members: Sequence[FirstMember],
+    dtypes: Sequence[torch.dtype],
+    params: int,
+    values: Sequence[Sequence[float]],
+) -> array[int]:
+    """All that a launch needs: addresses, facts, ends, offsets, clock and record, in one array."""
+    rows = [
+        (
+            *(member.address, 0),
+            *[state.data_ptr() for state in member.states.values()],
+            *[0] * (layout.SLOTS - layout.STATE0 - len(member.states)),
+            *(member.shape.numel(), member.group, dtypes.index(member.dtype), member.index, 0),
+        )
         for member in members
     ]
-    facts = [(m.shape.numel(), m.group, dtypes.index(m.dtype), m.index) for m in members]
-    slots = list(zip(*addresses, strict=False))[: layout.SLOTS]
-    return array("q", [*chain(*slots, *zip(*facts, strict=True))])
+    memory = array("q", [*chain(*zip(*rows, strict=True)), *[0] * (params + layout.CLOCK_WORDS)])
+    memory.frombytes(array("d", chain(*zip(*values, strict=True))).tobytes() * 2)
+    return memory
 
 
-def _extend(
+def _fields(
     memory: array[int],
     tensors: int,
     params: int,
@@ -101,22 +111,18 @@ def _extend(
     kinds: int,
     rule: int,
 ) -> bytes:
-    """Put all that a launch needs behind the table; the fields of UpdateArgs of csrc/cpu.h."""
+    """UpdateArgs of csrc/cpu.h, into the memory."""
     columns, groups = len(values[0]), len(values)
-    memory.frombytes(bytes(8 * (tensors + params + layout.CLOCK_WORDS)))
-    record = array("d", chain(*zip(*values, strict=True)))
-    memory.frombytes(record.tobytes() * 2)
     addresses = memory.buffer_info()[0]
     info = addresses + 8 * layout.SLOTS * tensors
     ends = info + 8 * layout.INFO * tensors
     offsets = ends + 8 * tensors
     clock = offsets + 8 * params
-    numbers = clock + 8 * layout.CLOCK_WORDS
+    record = clock + 8 * layout.CLOCK_WORDS
+    tables = addresses, info, offsets, record, clock
     nothing = 0, 0, 0, 0, 0  # no program, no scaler
     sizes = 0, tensors, columns, groups
-    tables = addresses, info, offsets, numbers, clock
-    words = *tables, *nothing, kinds, ends, *sizes, rule, layout.COUNTED
-    return array("q", words).tobytes()
+    return struct.pack("18q", *tables, *nothing, kinds, ends, *sizes, rule, layout.COUNTED)
 
 
 def _facts(members: Sequence[FirstMember], params: int) -> bytes:
