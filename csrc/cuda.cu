@@ -221,8 +221,8 @@ const char* on_device(int64_t device, F call) {
 template <class... P>
 cudaError_t start(void (*kernel)(P...), int64_t blocks, void* stream, P&... parameters) {
   void* pointers[] = {&parameters...};
-  return cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), pointers, 0,
-                          static_cast<cudaStream_t>(stream));
+  return cudaLaunchKernel(entry_of(kernel), dim3(static_cast<unsigned>(blocks)), dim3(kThreads),
+                          pointers, 0, static_cast<cudaStream_t>(stream));
 }
 
 // Gradients whose kernel's parameters stay below 4 KB; one for more takes 32 KB at each launch.

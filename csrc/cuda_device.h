@@ -8,6 +8,17 @@
 
 namespace fused_sched {
 
+// A kernel as cudaLaunchKernel takes it: CUDA 12's header has a form for its type that no function's
+// fits. The stand-in for CUDA, which has no such header, is told the type.
+template <class... P>
+auto entry_of(void (*kernel)(P...)) {
+#ifdef __NVCC__
+  return reinterpret_cast<const void*>(kernel);
+#else
+  return kernel;
+#endif
+}
+
 // Functions of the driver: the library loads without one, and is not linked with it.
 struct Driver {
   CUresult (*state)(CUdevice, unsigned*, int*);

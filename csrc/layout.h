@@ -13,10 +13,10 @@ namespace fused_sched {
 
 enum Slot { PARAM, GRAD, STATE0, STATE1, STATE2, SLOTS };
 enum Fact { NUMEL, GROUP, KIND, PARAM_INDEX, INFO };
-enum ClockWord { CLOCK, TICKET, OVERRUN, CLOCK_WORDS = 4 };
+enum ClockWord { CLOCK, OVERRUN, CLOCK_WORDS = 4 };
 
 // On a GPU a launch's blocks count themselves in the clock's upper bits.
-constexpr int TURN_BITS = 40;
+enum ClockBits { TURN_BITS = 40 };
 
 enum Advance { STAY, CALLED, COUNTED };
 enum CadenceWord { PERIOD, SINCE, AHEAD, ANSWERED, CALLS, LEFT, ROUNDS, CADENCE_WORDS };

@@ -136,6 +136,41 @@ def test_kernels_keep_to_registers(first_use):
         assert (figures["STACK"], figures["LOCAL"]) == ("0", "0"), kernel
 
 
+OTHER_ARCHS = ["7.5", "12.0"]
+"""The first and the last that CUDA 13 has; the tests above compile for others."""
+
+
+def test_it_compiles_for_the_oldest_and_the_newest_gpus(tmp_path):
+    if shutil.which("nvcc") is None:
+        pytest.skip("needs nvcc")
+    target = tmp_path / "cuda.o"
+    native_build._run(native_build._jobs(CSRC, OTHER_ARCHS)["cuda"], str(target))
+    kernels = by_kernel(cuobjdump(target, "-res-usage"))
+    assert set(kernels) == set(itertools.product(("sm_75", "sm_120"), KERNELS))
+
+
+OLD_PARTS = ("cuda_runtime/include", "cuda_nvcc/include", "cuda_nvcc/bin/ptxas")
+"""Of the packages nvidia-cuda-runtime-cu12 and nvidia-cuda-nvcc-cu12, which lack nvcc itself."""
+
+
+def test_it_compiles_with_cuda_12s_headers_and_assembler(tmp_path):
+    """FUSED_SCHED_CUDA_12 is the folder `nvidia` that holds both packages, of CUDA 12.4."""
+    folder = os.environ.get("FUSED_SCHED_CUDA_12")
+    if shutil.which("nvcc") is None or folder is None:
+        pytest.skip("needs nvcc, and FUSED_SCHED_CUDA_12 for the packages of CUDA 12.4")
+    runtime, compiler, ptxas = (Path(folder) / part for part in OLD_PARTS)
+    ptx, cubin = tmp_path / "cuda.ptx", tmp_path / "cuda.cubin"
+    command = ["nvcc", "-std=c++17", f"-I{runtime}", f"-I{compiler}", "-arch=compute_90", "-ptx"]
+    subprocess.run([*command, f"{CSRC}/cuda.cu", "-o", str(ptx)], check=True)
+    # nvcc 13 writes a version that CUDA 12.4 does not know; the instructions are older.
+    text = re.sub(r"^\.version .*", ".version 8.4", ptx.read_text(encoding="utf-8"), flags=re.M)
+    ptx.write_text(text, encoding="utf-8")
+    assemble = [str(ptxas), "-arch=sm_90", "-v", str(ptx), "-o", str(cubin)]
+    told = subprocess.run(assemble, check=True, capture_output=True, text=True).stderr
+    assert told.count("Compiling entry function") == len(KERNELS)
+    assert set(re.findall(r"(\d+) bytes spill", told)) == {"0"}
+
+
 # -- its machine code ----------------------------------------------------------------------------
 
 UPDATES = sorted(KERNELS - {"advance_kernel"})

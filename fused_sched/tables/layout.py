@@ -85,12 +85,12 @@ def chunk_size(elements: int, multiprocessors: int) -> int:
 
 
 # -- the clock: int64 [CLOCK_WORDS] --------------------------------------------------------------
-CLOCK, TICKET, OVERRUN = range(3)
+CLOCK, OVERRUN = range(2)
 CLOCK_WORDS = 4
 
 TURN_BITS = 40
-"""The clock's word counts steps below these bits, and above them the programs of the Triton launch
-that runs: see Note [One launch]. Between launches it is the clock alone."""
+"""The clock's word counts steps below these bits, and above them the programs of the launch that
+runs: see Note [One launch]. Between launches it is the clock alone."""
 
 # -- how a launch advances the schedules in it ---------------------------------------------------
 (
