@@ -17,6 +17,8 @@ from .training import (
     train_both,
 )
 
+pytestmark = pytest.mark.filterwarnings("default")  # torch.compile's own
+
 STEPS = 8
 """``reduce-overhead`` warms up once, records once, and replays from then on."""
 
