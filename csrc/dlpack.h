@@ -40,11 +40,20 @@ struct Tensor {
   int64_t address() const { return reinterpret_cast<int64_t>(data) + byte_offset; }
 };
 
+// A tensor with a reference to it; the deleter lets it go.
+struct ManagedTensor {
+  uint32_t major, minor;
+  void* context;
+  void (*deleter)(ManagedTensor* self);
+  uint64_t flags;
+  Tensor tensor;
+};
+
 struct ExchangeApi {
   uint32_t major, minor;
   ExchangeApi* previous;
   void* allocate;
-  void* managed_from_object;
+  int (*managed_from_object)(void* object, ManagedTensor** out);  // 0, or -1 with an error set
   void* managed_to_object;
   int (*tensor_from_object)(void* object, Tensor* out);  // 0, or -1 with a Python error set
   int (*current_stream)(int32_t device_type, int32_t device, void** out);  // likewise

@@ -24,7 +24,7 @@ bool intern_names() {
          intern(names.last_stream, "_last_stream") && intern(names.cuda_stream, "cuda_stream") &&
          intern(names.state, "state") && intern(names.step, "step") &&
          intern(names.enter_hook, "launch_enter_hook") &&
-         intern(names.exit_hook, "launch_exit_hook");
+         intern(names.exit_hook, "launch_exit_hook") && intern(names.detach, "detach");
 }
 
 int add_type(PyObject* module, PyType_Spec* spec, const char* name) {

@@ -23,12 +23,13 @@ bool is_negated(PyObject* grad) {
   return answer.get() != Py_False;
 }
 
-// A list of some of the members' params.
+// A list of some of the members' aliases.
 template <class Which>
-Ref params_of(const Member* members, int64_t count, Which which) {
+Ref counters_of(const Member* members, int64_t count, Which which) {
   Ref list(PyList_New(0));
   for (int64_t m = 0; list && m < count; ++m)
-    if (which(members[m]) && PyList_Append(list.get(), members[m].param) != 0) return Ref();
+    if (which(members[m]) && PyList_Append(list.get(), members[m].counter.alias()) != 0)
+      return Ref();
   return list;
 }
 
@@ -45,8 +46,8 @@ bool Members::note(PyObject* params, const char* facts, const dlpack::Device& de
     if (!note_member(members_[m], PyTuple_GetItem(params, m), row)) return false;
     elements_ += members_[m].numel;
   }
-  table_ = params_of(members_.get(), count_, [](const Member& m) { return m.column >= 0; });
-  return static_cast<bool>(table_);
+  counters_ = counters_of(members_.get(), count_, [](const Member& m) { return m.column >= 0; });
+  return static_cast<bool>(counters_);
 }
 
 bool Members::note_member(Member& member, PyObject* param, const int64_t* facts) {
@@ -54,6 +55,7 @@ bool Members::note_member(Member& member, PyObject* param, const int64_t* facts)
   if (torch.exchange->tensor_from_object(param, &tensor) != 0) return false;
   member.param = param;
   member.column = facts[0];
+  if (member.column >= 0 && !member.counter.note(param)) return false;
   member.reached = facts[1] != 0;
   member.address = tensor.address();
   member.dtype = tensor.dtype;
@@ -116,8 +118,8 @@ bool Members::take_address(const Member& member, PyObject* grad, int64_t* addres
 
 bool Members::bump_versions() const {
   const auto had_one = [this](const Member& m) { return m.column >= 0 && taken_[m.column] != 0; };
-  const Ref written = missing_ == 0 ? Ref::to(table_.get())
-                                    : params_of(members_.get(), count_, had_one);
+  const Ref written = missing_ == 0 ? Ref::to(counters_.get())
+                                    : counters_of(members_.get(), count_, had_one);
   const Ref done(written ? PyObject_CallFunctionObjArgs(torch.increment_version, written.get(),
                                                         nullptr)
                          : nullptr);

@@ -8,9 +8,33 @@
 
 namespace lean {
 
+// A tensor that shares a param's memory and version counter: whose versions go up, the param's do.
+// The second reference is torch's own. Where Python holds the only one, each touch by torch costs
+// two changes of owner: for params themselves torch takes twice the time. A param must not be held
+// so: its hooks may hold the optimizer, and Python would not see the cycle.
+class Counter {
+ public:
+  Counter() = default;
+  Counter(Counter&&) = delete;
+  ~Counter() {
+    if (held_ != nullptr) held_->deleter(held_);
+  }
+  // False with an error set.
+  bool note(PyObject* param) {
+    alias_ = Ref(PyObject_CallMethodObjArgs(param, names.detach, nullptr));
+    return alias_ && torch.exchange->managed_from_object(alias_.get(), &held_) == 0;
+  }
+  PyObject* alias() const { return alias_.get(); }
+
+ private:
+  Ref alias_;
+  dlpack::ManagedTensor* held_ = nullptr;
+};
+
 // One param, as the table knows it.
 struct Member {
   PyObject* param;  // borrowed
+  Counter counter;  // if it is in the table
   int64_t column;   // of the table; -1: it is not there
   bool reached;     // by a step; else a gradient needs the whole one
   int64_t address;
@@ -47,7 +71,7 @@ class Members {
   int64_t size() const { return count_; }
   int64_t elements() const { return elements_; }
   PyObject* params() const { return params_.get(); }
-  PyObject* table() const { return table_.get(); }
+  PyObject* counters() const { return counters_.get(); }
   PyObject* operator[](int64_t m) const { return members_[m].param; }
 
  private:
@@ -56,7 +80,7 @@ class Members {
   bool read(PyObject* object, const Member& member, dlpack::Tensor* out) const;
 
   Ref params_;
-  Ref table_;  // a list of those in the table
+  Ref counters_;  // a list of the aliases of those in the table
   dlpack::Device device_{};
   int64_t count_ = 0, elements_ = 0;
   int64_t missing_ = 0;  // of the gradients taken last

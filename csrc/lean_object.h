@@ -42,7 +42,7 @@ extern Torch torch;
 
 struct Names {
   PyObject *is_neg, *dict, *param_groups, *params, *grad_scale, *found_inf, *profiling;
-  PyObject *last_stream, *cuda_stream, *state, *step, *enter_hook, *exit_hook;
+  PyObject *last_stream, *cuda_stream, *state, *step, *enter_hook, *exit_hook, *detach;
 };
 extern Names names;
 

@@ -131,7 +131,7 @@ int traverse_lean(PyObject* self, visitproc visit, void* arg) {
     Py_VISIT(ref->get());
   if (const int stop = lean->groups.traverse(visit, arg)) return stop;
   Py_VISIT(lean->members.params());
-  Py_VISIT(lean->members.table());
+  Py_VISIT(lean->members.counters());
   if (const int stop = lean->shown.traverse(visit, arg)) return stop;
   Py_VISIT(lean->stream.plan());
   return lean->triton.traverse(visit, arg);

@@ -552,3 +552,20 @@ def test_whole_step_after_lean_ones_reads_its_own_gradients():
     opt.step()  # a whole one
     handle.remove()
     assert param.tolist() == [-13.0] * 3
+
+
+def test_optimizer_that_its_param_holds_is_collected():
+    """Lean steps hold a second reference to an alias of each param, and not to the param."""
+
+    def train() -> weakref.ref[Parameter]:
+        param: Any = Parameter(torch.ones(3))
+        param.opt = opt = fused_sched.optim.SGD([param], lr=0.1)
+        for _ in range(4):
+            param.grad = torch.ones(3)
+            opt.step()
+        assert opt._lean is not None
+        return weakref.ref(param)
+
+    gone = train()
+    gc.collect()
+    assert gone() is None
