@@ -52,7 +52,8 @@ class LeanHost:
             if not self._is_as_before(attributes):
                 return False
             values = self._step(attributes)
-        if mirror.written or not all([isinstance(value, float) for value in values]):
+        more = self._columns and mirror.written  # a function has assigned something
+        if more or not all([isinstance(value, float) for value in values]):
             mirror.drop_lean_schedule()
             mirror.follow(scheduler)
         else:
