@@ -8,8 +8,8 @@
 
 namespace fused_sched {
 
-// A kernel as cudaLaunchKernel takes it: CUDA 12's header has a form for its type that no function's
-// fits. The stand-in for CUDA, which has no such header, is told the type.
+// A kernel as a launch takes it: CUDA 12's header has a form by type which no function's type fits.
+// The stand-in for CUDA, which has no such header, is told the type.
 template <class... P>
 auto entry_of(void (*kernel)(P...)) {
 #ifdef __NVCC__
