@@ -62,3 +62,29 @@ def test_expandable_segments(cuda, engine):
     command += [f"{engine} and (in_turn or pressure or checkpoint_loaded or release_continues)"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+
+
+_FIRST_IN_A_CAPTURE = """
+import sys, torch, fused_sched
+fused_sched.use_engine(sys.argv[1])
+weight = torch.nn.Parameter(torch.zeros(3, device="cuda"))
+weight.grad = torch.ones_like(weight)
+touched = torch.zeros(1, device="cuda")
+opt = fused_sched.optim.SGD([weight], lr=1.0)
+with torch.cuda.graph(torch.cuda.CUDAGraph()):
+    touched.add_(1)
+    try:
+        opt.step()
+    except RuntimeError as error:
+        said = str(error)
+assert "call optimizer.prepare() before the capture" in said, said
+opt.step()
+assert weight.tolist() == [-1.0] * 3
+"""
+
+
+def test_engine_first_asked_for_inside_a_capture_serves_after_it(cuda, engine):
+    """In a new process, where no kernel is loaded yet."""
+    command = [sys.executable, "-c", _FIRST_IN_A_CAPTURE, engine]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
