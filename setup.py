@@ -2,18 +2,24 @@
 
 import os
 import re
-import runpy
 import sys
 from pathlib import Path
+from types import ModuleType
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
-BUILD = runpy.run_path(str(ROOT / "fused_sched" / "engines" / "native_build.py"))
+sys.path.insert(0, str(ROOT))
+for name in ("fused_sched", "fused_sched.engines"):  # their own __init__ would import torch
+    package = sys.modules[name] = ModuleType(name)
+    package.__path__ = [str(ROOT.joinpath(*name.split(".")))]
+
+from fused_sched.engines import native_build  # noqa: E402
+
 try:
-    BUILD["check_python"]()
-except BUILD["BuildError"] as error:
+    native_build.check_python()
+except native_build.BuildError as error:
     raise SystemExit(f"fused_sched: {error}") from None
 
 
@@ -24,8 +30,8 @@ class BuildNative(build_ext):
         target = Path(self.get_ext_fullpath(ext.name))
         target.unlink(missing_ok=True)  # of an earlier build
         try:
-            BUILD["compile_library"](ROOT / "csrc", target)
-        except BUILD["BuildError"] as error:
+            native_build.compile_library(ROOT / "csrc", target, work=Path(self.build_temp))
+        except native_build.BuildError as error:
             if os.environ.get("FUSED_SCHED_CUDA") == "1":
                 raise SystemExit(f"fused_sched: FUSED_SCHED_CUDA=1, but {error}") from error
             print(f"fused_sched: no compiled engine: {error}", file=sys.stderr)

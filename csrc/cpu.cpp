@@ -4,11 +4,15 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "rule_list.h"
 #include "schedule.h"
 
-#define FS_VARIANT(name) \
-  namespace name {       \
-  void update_tensors(const UpdateArgs&, const Threads&); \
+#define FS_DECLARE(rule) void update_##rule(const UpdateArgs&, const Threads&);
+#define FS_ENTRY(rule) {#rule, update_##rule},
+#define FS_VARIANT(isa)                                                 \
+  namespace isa {                                                       \
+  FS_RULES(FS_DECLARE)                                                  \
+  const CpuRule rules[] = {FS_RULES(FS_ENTRY){nullptr, nullptr}};       \
   }
 #if defined(__x86_64__)
 FS_VARIANT(avx512bf16)
@@ -21,7 +25,7 @@ namespace {
 
 struct Variant {
   const char* name;
-  void (*update_tensors)(const UpdateArgs&, const Threads&);
+  const CpuRule* rules;
 };
 
 // The best that the processor has; FUSED_SCHED_ISA forces one, for tests.
@@ -37,11 +41,11 @@ Variant choose() {
   const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                   __builtin_cpu_supports("f16c");
   if (v4 && __builtin_cpu_supports("avx512bf16") && wanted("avx512bf16"))
-    return {"avx512bf16", avx512bf16::update_tensors};
-  if (v4 && wanted("avx512")) return {"avx512", avx512::update_tensors};
-  if (v3 && wanted("avx2")) return {"avx2", avx2::update_tensors};
+    return {"avx512bf16", avx512bf16::rules};
+  if (v4 && wanted("avx512")) return {"avx512", avx512::rules};
+  if (v3 && wanted("avx2")) return {"avx2", avx2::rules};
 #endif
-  return {"baseline", baseline::update_tensors};
+  return {"baseline", baseline::rules};
 }
 
 const Variant& variant() {
@@ -61,6 +65,7 @@ Threads threads() {
 }  // namespace
 
 const char* isa() { return variant().name; }
+const CpuRule* cpu_rules() { return variant().rules; }
 
 void set_threads(ParallelFor run, int32_t (*count)(uint32_t*)) {
   parallel_for = run;
@@ -74,7 +79,7 @@ void update(const UpdateArgs& args) {
   const int64_t parity = args.clock[CLOCK] & 1, half = args.columns * args.groups;
   double* current = args.record + parity * half;
   double* next = args.record + (1 - parity) * half;
-  if (!skipped) variant().update_tensors(args, threads());
+  if (!skipped) reinterpret_cast<Update>(args.rule)(args, threads());
   const Program program{args.ops, args.lanes, args.aux, args.rows, args.groups};
   run_program(program, {current, next, skipped ? current : next},
               {args.clock, args.clock[CLOCK], 0.0, skipped, args.advance});

@@ -10,7 +10,7 @@ using ParallelFor = int32_t (*)(int64_t begin, int64_t end, int64_t grain,
 
 // Every field is 8 bytes: Python fills it as an array of int64.
 struct UpdateArgs {
-  int64_t* addresses;   // [SLOTS, tensors]
+  int64_t* addresses;   // [slots, tensors]
   const int64_t* info;  // [INFO, tensors]
   int64_t* offsets;     // [params], launches that each param missed
   double* record;       // [2, columns, groups]
@@ -22,8 +22,8 @@ struct UpdateArgs {
   const float* found_inf;  // null: no scaler
   const int64_t* kinds;    // [kinds, 3] DType of param, grad, state
   int64_t* ends;           // [tensors], scratch
-  int64_t rows, tensors, columns, groups;
-  int64_t rule;     // Rule
+  int64_t rows, slots, tensors, columns, groups;
+  int64_t rule;     // on the CPU an Update, of cpu_rules(); in cuda.cu its number in FS_RULES
   int64_t advance;  // Advance
 };
 
@@ -43,8 +43,17 @@ struct Threads {
   int64_t count;
 };
 
-// cpu.cpp: a launch. cpu_update.cpp, once per instruction set: its tensors.
+// Every tensor of a launch by one rule, in one instruction set: cpu_update.h.
+using Update = void (*)(const UpdateArgs&, const Threads&);
+
+// A rule of FS_RULES, for the instruction set in use.
+struct CpuRule {
+  const char* name;
+  Update update;
+};
+
 void update(const UpdateArgs& args);
 void advance(const AdvanceArgs& args);
 const char* isa();
+const CpuRule* cpu_rules();  // ends with a null name
 void set_threads(ParallelFor parallel_for, int32_t (*count)(uint32_t*));

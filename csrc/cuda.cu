@@ -7,6 +7,8 @@
 
 #include "cuda_chunk.h"
 #include "cuda_device.h"
+#include "rule_list.h"
+#include "rules.h"
 #include "schedule.h"
 
 namespace fused_sched {
@@ -225,6 +227,9 @@ cudaError_t start(void (*kernel)(P...), int64_t blocks, void* stream, P&... para
                           pointers, 0, static_cast<cudaStream_t>(stream));
 }
 
+#define FS_NUMBER(name) name##Number,
+enum RuleNumber : int64_t { FS_RULES(FS_NUMBER) kRules };
+
 // Gradients whose kernel's parameters stay below 4 KB; one for more takes 32 KB at each launch.
 constexpr int kFew = 480;
 static_assert(sizeof(Launch) + sizeof(Gradients<kFew>) <= 4096, "more than a launch takes easily");
@@ -240,8 +245,9 @@ cudaError_t with_kernel_of(bool wide, bool few, F call) {
 // Calls with the kernel of a rule, with float64 or without, for few gradients or many.
 template <class F>
 cudaError_t with_kernel(int64_t rule, bool wide, bool few, F call) {
-  if (rule == SGD) return with_kernel_of<SgdRule>(wide, few, call);
-  if (rule == ADAM) return with_kernel_of<AdamRule>(wide, few, call);
+#define FS_CALL(name) \
+  if (rule == name##Number) return with_kernel_of<name##Rule>(wide, few, call);
+  FS_RULES(FS_CALL)
   return cudaErrorInvalidValue;
 }
 
@@ -272,7 +278,7 @@ cudaError_t load_kernel(Kernel* kernel) {
 
 cudaError_t load_all() {
   cudaError_t error = load_kernel(advance_kernel);
-  for (int64_t rule : {SGD, ADAM})
+  for (int64_t rule = 0; rule < kRules; ++rule)
     for (int variant = 0; variant < 4 && error == cudaSuccess; ++variant)
       error = with_kernel(rule, variant & 1, variant & 2, [](auto* k) { return load_kernel(k); });
   return error;

@@ -42,7 +42,7 @@ bool note_launch(Lean& lean, const Bytes& fields, PyObject* plan) {
     return false;
   }
   std::memcpy(&args, fields.data, sizeof(UpdateArgs));
-  const int64_t count = SLOTS * args.tensors;
+  const int64_t count = args.slots * args.tensors;
   std::memcpy(lean.room(count), args.addresses, count * sizeof(int64_t));
   args.addresses = lean.addresses.get();
   lean.grads = args.addresses + GRAD * args.tensors;

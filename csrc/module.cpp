@@ -36,6 +36,20 @@ PyObject* call(PyObject*, PyObject* fields) {
 
 PyObject* get_isa(PyObject*, PyObject*) { return PyUnicode_FromString(isa()); }
 
+// {name: address of its Update}
+PyObject* get_rules(PyObject*, PyObject*) {
+  PyObject* rules = PyDict_New();
+  for (const CpuRule* rule = cpu_rules(); rules != nullptr && rule->name != nullptr; ++rule) {
+    PyObject* address = PyLong_FromVoidPtr(reinterpret_cast<void*>(rule->update));
+    const int failed = address == nullptr || PyDict_SetItemString(rules, rule->name, address);
+    Py_XDECREF(address);
+    if (failed) Py_CLEAR(rules);
+  }
+  return rules;
+}
+
+PyObject* get_digest(PyObject*, PyObject*) { return PyUnicode_FromString(FS_DIGEST); }
+
 PyObject* use_threads(PyObject*, PyObject* arguments) {
   unsigned long long run, count;
   if (!PyArg_ParseTuple(arguments, "KK", &run, &count)) return nullptr;
@@ -102,6 +116,8 @@ PyMethodDef methods[] = {
     {"update", call<UpdateArgs, update>, METH_O, "One launch; UpdateArgs as bytes of int64."},
     {"advance", call<AdvanceArgs, advance>, METH_O, "A schedule; AdvanceArgs as bytes of int64."},
     {"isa", get_isa, METH_NOARGS, "The instruction set in use."},
+    {"rules", get_rules, METH_NOARGS, "Addresses of the rules in it, by name."},
+    {"digest", get_digest, METH_NOARGS, "What it was compiled from, as a hash."},
     {"use_threads", use_threads, METH_VARARGS, "Addresses of libtorch's parallel_for and count."},
     {"set_up_lean", set_up_lean, METH_VARARGS, "What LeanStep needs of torch."},
     {"find_driver", find_driver, METH_VARARGS,

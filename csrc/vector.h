@@ -27,20 +27,20 @@ template <class C>
 using Vector = typename VectorOf<C>::type;
 
 #if defined(__AVX512F__)
-inline Vector<float> root(Vector<float> x) { return _mm512_maskz_sqrt_ps(0xffff, x); }
-inline Vector<double> root(Vector<double> x) { return _mm512_maskz_sqrt_pd(0xff, x); }
+inline Vector<float> sqrt(Vector<float> x) { return _mm512_maskz_sqrt_ps(0xffff, x); }
+inline Vector<double> sqrt(Vector<double> x) { return _mm512_maskz_sqrt_pd(0xff, x); }
 #elif defined(__AVX2__)
-inline Vector<float> root(Vector<float> x) { return _mm256_sqrt_ps(x); }
-inline Vector<double> root(Vector<double> x) { return _mm256_sqrt_pd(x); }
+inline Vector<float> sqrt(Vector<float> x) { return _mm256_sqrt_ps(x); }
+inline Vector<double> sqrt(Vector<double> x) { return _mm256_sqrt_pd(x); }
 #elif defined(__x86_64__)
-inline Vector<float> root(Vector<float> x) { return _mm_sqrt_ps(x); }
-inline Vector<double> root(Vector<double> x) { return _mm_sqrt_pd(x); }
+inline Vector<float> sqrt(Vector<float> x) { return _mm_sqrt_ps(x); }
+inline Vector<double> sqrt(Vector<double> x) { return _mm_sqrt_pd(x); }
 #else
-inline Vector<float> root(Vector<float> x) {
+inline Vector<float> sqrt(Vector<float> x) {
   for (int i = 0; i < VectorOf<float>::size; ++i) x[i] = std::sqrt(x[i]);
   return x;
 }
-inline Vector<double> root(Vector<double> x) {
+inline Vector<double> sqrt(Vector<double> x) {
   for (int i = 0; i < VectorOf<double>::size; ++i) x[i] = std::sqrt(x[i]);
   return x;
 }

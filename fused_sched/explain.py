@@ -80,7 +80,7 @@ def explain(optimizer: Any) -> Explanation:
     if ledger is None:
         raise TypeError(f"{type(optimizer).__name__} is not an optimizer of fused_sched.optim")
     devices = ledger.stepper.devices()
-    engines = {str(device): choose.engine_for(device) for device in devices}
+    engines = {str(device): choose.engine_for(device, ledger.mirror.rule) for device in devices}
     tables = [plan.table for plan in ledger.mirror.plans.values()]
     torch_step = ledger.stepper.fallbacks()
     launched = bool(devices) and all(e.NAME != "eager" for e in engines.values())
@@ -92,7 +92,7 @@ def explain(optimizer: Any) -> Explanation:
     copies = staged + len(ledger.mirror.rates())
     return Explanation(
         engine={device: engine.NAME for device, engine in engines.items()},
-        reason={str(device): choose.why(device) for device in devices},
+        reason={str(device): choose.why(device, ledger.mirror.rule) for device in devices},
         torch_step=torch_step,
         launches_per_step=len(devices) + copies if on_tables else None,
         syncs_per_step=_syncs(optimizer, devices, on_tables),

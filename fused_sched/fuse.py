@@ -6,7 +6,7 @@ import functools
 import weakref
 from typing import Any
 
-from fused_sched import optim, stock
+from fused_sched import stock
 from fused_sched.lr_scheduler.base import DeviceScheduler
 from fused_sched.lr_scheduler.live import ledger_of
 from fused_sched.optim.base import FusedOptimizer
@@ -34,7 +34,7 @@ def fuse(
     One that only this package still holds is replaced.
 
     Args:
-        optimizer: one of ``fused_sched.optim``, or a stock torch SGD, Adam or AdamW, which becomes
+        optimizer: one of ``fused_sched.optim``, or one of torch's of the same name, which becomes
             one in place, with its state.
         scheduler: built on ``optimizer``; a stock torch scheduler becomes one of
             ``fused_sched.lr_scheduler`` in place. A class of your own is tabulated ``horizon``
@@ -111,7 +111,7 @@ def _check_pair(optimizer: Any, scheduler: Any) -> None:
 
 def _check_stock(optimizer: Any) -> None:
     if type(optimizer) not in OPTIMIZERS:
-        known = ", ".join(optim.__all__)
+        known = ", ".join(cls.__name__ for cls in OPTIMIZERS.values())
         raise TypeError(
             f"{type(optimizer).__name__} cannot carry a device schedule; use {known} of "
             "fused_sched.optim, or leave the scheduler explicit and call scheduler.step()"

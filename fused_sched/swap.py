@@ -5,18 +5,21 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from types import ModuleType, TracebackType
+from typing import Any
 
 from fused_sched import lr_scheduler, optim, stock
 
-OPTIMIZERS: dict[type, type] = {
-    getattr(stock, name): getattr(optim, name) for name in optim.__all__
+OPTIMIZERS: dict[type, Any] = {
+    theirs: getattr(optim, name)
+    for name, theirs in stock.OPTIMIZERS.items()
+    if name in optim.__all__
 }
 """Ours, by the class of torch whose place it takes."""
 
 SCHEDULERS: dict[type, type] = {
-    getattr(stock, name): getattr(lr_scheduler, name)
-    for name in lr_scheduler.__all__
-    if name != "LRScheduler" and hasattr(stock, name)
+    theirs: getattr(lr_scheduler, name)
+    for name, theirs in stock.SCHEDULERS.items()
+    if name in lr_scheduler.__all__ and name != "LRScheduler"
 }
 
 
@@ -55,9 +58,10 @@ class Swap:
 def swap() -> Swap:
     """Let torch's own names mean this package's classes, for code that cannot be changed.
 
-    ``torch.optim.{SGD, Adam, AdamW}``, the schedulers of ``torch.optim.lr_scheduler`` and
-    ``torch.optim.swa_utils.SWALR``, in those modules and in the files behind them
-    (``torch.optim.adamw.AdamW``). Call it before the code that is meant is imported::
+    The optimizers of ``torch.optim`` that there are here, the schedulers of
+    ``torch.optim.lr_scheduler`` and ``torch.optim.swa_utils.SWALR``, in those modules and in the
+    files behind them (``torch.optim.adamw.AdamW``). Call it before the code that is meant is
+    imported::
 
         with fused_sched.swap():
             import train

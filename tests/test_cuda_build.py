@@ -31,6 +31,7 @@ from fused_sched.engines import (
     native_cuda,
     native_engine,
     native_library,
+    ninja,
 )
 from fused_sched.tables import layout
 from fused_sched.tables.block import Block
@@ -94,7 +95,7 @@ def by_kernel(dump: str) -> dict[tuple[str, str], str]:
     for image in re.split(r"^arch = ", dump, flags=re.M)[1:]:
         arch = image.split()[0]
         for part in re.split(r"^\s*Function\s*:?\s*", image, flags=re.M)[1:]:
-            match = re.match(r"\w*?(?:(Adam|Sgd)RuleELb(\d)ELi(\d+)E|(advance_kernel))", part)
+            match = re.match(r"\w*?(?:(Adam|SGD)RuleELb(\d)ELi(\d+)E|(advance_kernel))", part)
             assert match is not None, part[:200]
             rule, wide, count, other = match.groups()
             name = other or f"{rule.lower()} {'wide ' if wide == '1' else ''}{count}"
@@ -330,9 +331,9 @@ def test_bad_architecture_is_named(alone, tmp_path, monkeypatch, listed):
 def test_nvccs_own_refusal_is_one_line(tmp_path):
     if shutil.which("nvcc") is None:
         pytest.skip("needs nvcc")
-    command = native_build._jobs(CSRC, ["1.0"])["cuda"]
+    job = native_build._jobs(CSRC, tmp_path, [], ["1.0"], "")["cuda"]
     with pytest.raises(native_build.BuildError, match=r"^compiling failed: .*compute_10'[^\n]*$"):
-        native_build._run(command, str(tmp_path / "cuda.o"))
+        ninja.run([*job.command, job.source, "-o", str(tmp_path / "cuda.o")])
 
 
 ASKED = {
@@ -502,8 +503,8 @@ class Tables:
     """
 
     def __init__(self, rule: str) -> None:
-        columns = layout.SGD_COLUMNS if rule == "sgd" else layout.ADAM_COLUMNS
-        self.rule = rule
+        self.rule = getattr(OURS, rule)._rule
+        columns = self.rule.columns
         self.members, self.grads = [], []
         for kind in itertools.product(DTYPES, repeat=3):
             for count, skips, missing in SIZES:
@@ -514,10 +515,10 @@ class Tables:
         values |= dict(beta1=0.8, beta2=0.9, eps=1e-3, decoupled_weight_decay=1)
         for column, name in enumerate(columns):
             self.block.record[:, column, :] = values.get(name, 0)
-        plain = "momentum" if rule == "sgd" else "amsgrad"
+        plain = "momentum" if rule == "SGD" else "amsgrad"
         self.block.record[:, columns.index(plain), 0] = 0
         self.block.record[:, columns.index(plain), 1] = 0.9
-        for name in ("beta1", "beta2") if rule == "adam" else ():
+        for name in ("beta1", "beta2") if rule == "Adam" else ():
             log = torch.tensor(values[name], dtype=torch.float64).log()
             self.block.record[:, columns.index(f"log_{name}"), :] = log
 
@@ -528,8 +529,9 @@ class Tables:
         param, grad, state = kind
         param_skip, grad_skip, state_skip = skips
         group, seed = index % 2, 10 * index
-        present = (0 if self.rule == "sgd" else 2) + group
+        present = self.rule.required + group
         states = [numbers(count, state, seed + 1 + i, state_skip) for i in range(present)]
+        states += [None] * (len(self.rule.states) - present)
         member = Member(numbers(count, param, seed, param_skip), index, group, states)
         member.grad_dtype = grad
         self.members.append(member)
@@ -544,7 +546,7 @@ class Tables:
     def tensors(self) -> list[Tensor]:
         """All that a launch may change."""
         grads = [grad for grad in self.grads if grad is not None]
-        states = [state for member in self.members for state in member.states]
+        states = [s for member in self.members for s in member.states if s is not None]
         own = [self.block.memory]
         return [t.clone() for t in (*(m.param for m in self.members), *grads, *states, *own)]
 
@@ -553,7 +555,7 @@ class Tables:
 def on_cpu() -> dict[str, list[Tensor]]:
     """What the CPU engine makes of Tables."""
     results = {}
-    for rule in ("sgd", "adam"):
+    for rule in ("SGD", "Adam"):
         tables = Tables(rule)
         for step in range(3):
             tables.launch(*STEPS[step])
@@ -569,7 +571,7 @@ def same(ours: list[Tensor], theirs: list[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-@pytest.mark.parametrize("rule", ["sgd", "adam"])
+@pytest.mark.parametrize("rule", ["SGD", "Adam"])
 def test_every_kind_of_storage_gets_the_cpu_engines_bits(on_cpu, on_host, rule):
     tables = Tables(rule)
     before = on_host.cuda_on_host_launches()
@@ -582,7 +584,7 @@ def test_every_kind_of_storage_gets_the_cpu_engines_bits(on_cpu, on_host, rule):
 
 
 def test_launch_with_found_inf_changes_nothing(on_host):
-    tables = Tables("adam")
+    tables = Tables("Adam")
     before = tables.tensors()
     tables.launch(scale=8.0, found_inf=1.0)
     assert same(tables.tensors(), before)
@@ -657,7 +659,7 @@ def test_more_gradients_than_parameters_hold_come_from_the_table(on_host):
 def test_errors_of_cuda_are_raised(on_host, monkeypatch):
     monkeypatch.setattr(native_cuda, "_where", lambda device: [9, 0])
     with pytest.raises(RuntimeError, match=r"^CUDA error: invalid device ordinal$"):
-        Tables("sgd").launch()
+        Tables("SGD").launch()
 
 
 @pytest.fixture
@@ -686,8 +688,8 @@ def test_fields_of_another_size_are_refused(on_host):
     module = native_cuda._module(0)
     with pytest.raises(ValueError, match="bytes of fields"):
         module.cuda_update(b"", b"")
-    tables = Tables("sgd")
-    how = None, "sgd", layout.STAY
+    tables = Tables("SGD")
+    how = None, 0, layout.STAY
     fields = native_library.update_fields(tables.block, tables.table, *how, None, None)
     launch = array("q", [0] * 6).tobytes()
     with pytest.raises(RuntimeError, match="not one gradient for each tensor"):

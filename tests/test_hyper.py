@@ -61,7 +61,7 @@ def step(opt: Any) -> None:
 
 def on_device(opt: Any, key: str) -> list[float]:
     """The column as the next launch will read it."""
-    return record(opt)[:, type(opt)._COLUMNS.index(key)].tolist()
+    return record(opt)[:, type(opt)._rule.columns.index(key)].tolist()
 
 
 def stock_class(name: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -128,20 +129,20 @@ def _no_home() -> Any:
     raise RuntimeError("Could not determine home directory.")
 
 
-def test_an_installed_library_older_than_its_checkout_is_stale(tmp_path, monkeypatch):
+def test_an_installed_library_of_other_sources_than_its_checkouts_is_stale(tmp_path, monkeypatch):
     checkout = tmp_path / "csrc"
     checkout.mkdir()
-    (checkout / "cpu.cpp").touch()
+    (checkout / "cpu.cpp").write_text("// one")
     library = tmp_path / "site" / "fused_sched" / "engines" / native_build.LIBRARY
     library.parent.mkdir(parents=True)
-    library.touch()
+    library.write_bytes(b"code " + native_build._digest(checkout).encode() + b" code")
     monkeypatch.setattr(native_build, "built", lambda: library)
     monkeypatch.delenv("FUSED_SCHED_CXXFLAGS", raising=False)
-    then = (checkout / "cpu.cpp").stat().st_mtime
-    os.utime(library, (then + 1, then + 1))
     assert not native_build._is_stale(checkout)
-    os.utime(checkout / "cpu.cpp", (then + 2, then + 2))
+    (checkout / "cpu.cpp").write_text("// another")
     assert native_build._is_stale(checkout)
+    (checkout / "cpu.cpp").write_text("// one")
+    assert not native_build._is_stale(checkout)
     monkeypatch.setenv("FUSED_SCHED_CXXFLAGS", "-O1")
     assert native_build._is_stale(checkout)
 
@@ -155,12 +156,15 @@ def test_two_builds_at_once_leave_one_whole_library(tmp_path, monkeypatch):
         names.append(staged)
         replace(staged, target)
 
+    def write(folder: Path, jobs: Any, link: Any, name: str) -> None:
+        (folder / name).touch()
+
     monkeypatch.setattr(native_build.os, "replace", note)
-    monkeypatch.setattr(native_build, "_jobs", lambda *_: {})
-    monkeypatch.setattr(native_build, "_run", lambda _, out: open(out, "w").close())
+    monkeypatch.setattr(native_build, "build", write)
+    csrc = native_build.sources()
     target = tmp_path / "cache" / native_build.LIBRARY
     threads = [
-        threading.Thread(target=native_build.compile_library, args=(tmp_path, target, []))
+        threading.Thread(target=native_build.compile_library, args=(csrc, target, []))
         for _ in range(2)
     ]
     for thread in threads:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import fused_sched
 from fused_sched.lr_scheduler import base
-from fused_sched.tables.layout import SGD_COLUMNS
+from fused_sched.optim import SGD
 from tests import test_schedules
 from tests.cases import (
     SCHEDULERS,
@@ -31,7 +31,7 @@ MILLION = 1_000_000
 BLOCK = 20_000
 """Steps between two comparisons."""
 
-CYCLED = [SGD_COLUMNS.index(name) for name in ("lr", "momentum")]
+CYCLED = [SGD._rule.columns.index(name) for name in ("lr", "momentum")]
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected call of:UserWarning")
 

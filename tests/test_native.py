@@ -55,16 +55,10 @@ def enumerations() -> dict[str, dict[str, int]]:
 @pytest.mark.parametrize("name", list(enumerations()))
 def test_header_restates_the_layout(name):
     numbers = enumerations()[name]
-    if name in ("SgdColumn", "AdamColumn"):
-        columns = layout.SGD_COLUMNS if name == "SgdColumn" else layout.ADAM_COLUMNS
-        prefix = "SGD_" if name == "SgdColumn" else "ADAM_"
-        expected = {prefix + column.upper(): i for i, column in enumerate(columns)}
-    elif name == "PieceWord":
+    if name == "PieceWord":
         fields = Piece._fields
         expected = dict(zip(numbers, [*range(len(fields)), layout.PIECE_WORDS], strict=True))
         assert len(fields) == layout.PIECE_WORDS
-    elif name == "Rule":
-        expected = {rule.upper(): number for rule, number in native_library.RULES.items()}
     elif name == "DType":
         names = (str(dtype).removeprefix("torch.").upper() for dtype in native_library.DTYPES)
         expected = {dtype: number for number, dtype in enumerate(names)}

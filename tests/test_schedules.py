@@ -63,7 +63,7 @@ class Stock:
 
     def __init__(self, case: SchedulerCase, name: str) -> None:
         self.case = case
-        self.encode = getattr(fused_sched.optim, name)._encode
+        self.encode = getattr(fused_sched.optim, name)._rule.encode
         self.opt, self.scheduler = pair(case, name, torch.optim, torch.optim.lr_scheduler)
 
     def record(self) -> list[list[float]]:

@@ -125,7 +125,7 @@ def record(opt: Any) -> Tensor:
     for plan in () if ledger is None else ledger.mirror.plans.values():
         half = int(plan.block.clock[0]) + ledger.mirror.cadence.ahead  # it may be taken back
         return plan.block.record[half & 1].t().clone()
-    encode = getattr(fused_sched.optim, type(opt).__name__)._encode
+    encode = getattr(fused_sched.optim, type(opt).__name__)._rule.encode
     return torch.tensor([encode(group) for group in opt.param_groups], dtype=torch.float64)
 
 

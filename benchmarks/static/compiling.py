@@ -17,7 +17,8 @@ from triton.compiler import ASTSource
 from benchmarks.static.machine_code import Instruction, parse_amdgcn, parse_sass
 from benchmarks.static.targets import WARPS, Target
 from benchmarks.static.variants import BITS, KINDS, Variant
-from fused_sched.kernels.rules import RULES
+from fused_sched import optim
+from fused_sched.kernels.rules import bind
 from fused_sched.kernels.schedule import LAUNCH_OPTIONS, schedule_kernel
 from fused_sched.kernels.update import launch_options, update_kernel
 from fused_sched.tables import layout
@@ -41,7 +42,7 @@ def tuning_of(variant: Variant, target: Target) -> layout.Tuning:
 
 def constants_of(variant: Variant, target: Target) -> dict[str, Any]:
     """The constexpr arguments of ``update_kernel``."""
-    rule = RULES[variant.rule]
+    rule = bind(getattr(optim, variant.rule)._rule)
     return {
         "COEFFICIENTS": rule.coefficients,
         "RULE": rule.rule,

@@ -61,20 +61,20 @@ def accesses(bits: list[int], elements: int) -> dict[str, int]:
 
 
 QUICK = [
-    Variant("sgd", 1, "float32"),
-    Variant("adam", 2, "float32", scaler=True),
-    Variant("adam", 2, "bfloat16, float32 states"),
-    Variant("adam", 2, "mixed"),
-    Variant("adam", 3, "float32"),
-    Variant("adam", 2, "float64"),
+    Variant("SGD", 1, "float32"),
+    Variant("Adam", 2, "float32", scaler=True),
+    Variant("Adam", 2, "bfloat16, float32 states"),
+    Variant("Adam", 2, "mixed"),
+    Variant("Adam", 3, "float32"),
+    Variant("Adam", 2, "float64"),
 ]
 """Those that are nearest to a limit."""
 
 VARIANTS = [
-    Variant("sgd", 0, "float32"),
-    *(Variant("sgd", 1, kinds) for kinds in KINDS),
-    *(Variant("adam", 2, kinds) for kinds in KINDS),
-    *(Variant("adam", 3, kinds) for kinds in KINDS),
-    *(Variant("adam", 2, kinds, scaler=True) for kinds in ("float32", "mixed")),
+    Variant("SGD", 0, "float32"),
+    *(Variant("SGD", 1, kinds) for kinds in KINDS),
+    *(Variant("Adam", 2, kinds) for kinds in KINDS),
+    *(Variant("Adam", 3, kinds) for kinds in KINDS),
+    *(Variant("Adam", 2, kinds, scaler=True) for kinds in ("float32", "mixed")),
 ]
 """Every rule with every set of dtypes."""

@@ -18,6 +18,7 @@ import torch
 import fused_sched
 from fused_sched import stock
 from fused_sched.engines import choose, engine_for
+from fused_sched.swap import OPTIMIZERS
 
 from .checks import capture, new_graph
 from .doctor import device_names
@@ -28,8 +29,7 @@ ROUNDS = 5  # fewer are said to be too few
 BUSY = 0.5  # programs that run, on the average of a minute
 BASELINE = "torch fused"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-STATES = {"SGD": 1, "Adam": 2, "AdamW": 2}
-"""Tensors that an optimizer keeps for each param."""
+OURS = {cls.__name__: cls for cls in OPTIMIZERS.values()}
 
 Params = Sequence[torch.nn.Parameter]
 
@@ -56,7 +56,7 @@ def steps_of(name: str, params: Params) -> dict[str, Step]:
 def _pair(
     optim: ModuleType, schedulers: ModuleType, name: str, params: Params, **options: Any
 ) -> tuple[Any, Any]:
-    if name == "SGD":
+    if "momentum" in OURS[name]._rule.columns:
         options["momentum"] = 0.9
     opt = getattr(optim, name)(params, lr=1e-6, **options)  # so small that nothing overflows
     return opt, schedulers.CosineAnnealingLR(opt, T_max=10_000_000)
@@ -115,7 +115,7 @@ def make_params(shapes: Shapes, device: torch.device) -> Params:
 def refuse_too_big(shapes: Shapes, optimizer: str, device: torch.device) -> None:
     """Raise for what would not fit: each way to step has states of its own."""
     ways = 5 if device.type == "cuda" else 4
-    needed = shapes.bytes * (2 + ways * STATES[optimizer])
+    needed = shapes.bytes * (2 + ways * max(OURS[optimizer]._rule.required, 1))
     free = free_bytes(device)
     if free is not None and needed > free:
         raise ValueError(
@@ -232,7 +232,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="take the params' shapes and dtypes from a checkpoint: .safetensors, its "
         ".index.json, or a state dict of torch.save (default: a small transformer)",
     )
-    parser.add_argument("--optimizer", choices=sorted(STATES), default="AdamW", help="(AdamW)")
+    parser.add_argument("--optimizer", choices=sorted(OURS), default="AdamW", help="(AdamW)")
     parser.add_argument("--dtype", choices=list(DTYPES), help="of all params")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
     parser.add_argument(

@@ -17,6 +17,7 @@ from fused_sched import stock
 from fused_sched.lr_scheduler.base import DeviceScheduler
 from fused_sched.optim.base import FusedOptimizer
 from fused_sched.optim.plan import capturing
+from fused_sched.swap import OPTIMIZERS
 
 from .children import swap_in_children
 from .made import Made
@@ -117,14 +118,13 @@ def _sample(param: Tensor) -> Tensor:
 
 
 def _watch_stock(recorder: Recorder) -> None:
-    for cls in (stock.SGD, stock.Adam, stock.AdamW):
+    optimizers: list[Any] = list(OPTIMIZERS)
+    for cls in optimizers:
         if "step" in vars(cls):
-            cls.step = stock.Optimizer.profile_hook_step(cls.step)  # type: ignore[assignment]
-            cls.step.hooked = True  # type: ignore[union-attr]
-    found = [getattr(stock, name) for name in stock.__all__ if "step" in vars(getattr(stock, name))]
-    schedulers = [cls for cls in found if issubclass(cls, stock.LRScheduler)]
-    optimizers = [cls for cls in found if cls in (stock.SGD, stock.Adam, stock.AdamW)]
-    recorder.watch(optimizers, schedulers)
+            cls.step = stock.Optimizer.profile_hook_step(cls.step)
+            cls.step.hooked = True
+    schedulers = [cls for cls in stock.SCHEDULERS.values() if "step" in vars(cls)]
+    recorder.watch([cls for cls in optimizers if "step" in vars(cls)], schedulers)
 
 
 def _watch_ours(recorder: Recorder, fuse: bool) -> None:

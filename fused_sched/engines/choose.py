@@ -8,6 +8,8 @@ from types import ModuleType
 
 import torch
 
+from fused_sched.rules.rule import Rule
+
 from . import eager_engine, native_engine, triton_engine
 
 ENGINES: dict[str, ModuleType] = {
@@ -37,12 +39,15 @@ def available(device: torch.device | str) -> dict[str, str | None]:
     return {name: engine.unavailable(where) for name, engine in ENGINES.items()}
 
 
-def engine_for(device: torch.device) -> ModuleType:
+def engine_for(device: torch.device, rule: Rule | None = None) -> ModuleType:
     """The engine for a device: the one forced, else Triton on CUDA and native on CPU, else eager.
+
+    Args:
+        rule: what it is to run; None asks for the device alone.
 
     Raises:
         ValueError: an unknown name is forced.
-        RuntimeError: the forced engine cannot serve the device; says why.
+        RuntimeError: the forced engine cannot serve the device or the rule; says why.
     """
     name, kind = _wanted(), device.type
     _check_name(name, "" if FORCED[None] else f"{_VARIABLE}: ")
@@ -50,22 +55,27 @@ def engine_for(device: torch.device) -> ModuleType:
         return eager_engine
     if name == "auto":
         default = _DEFAULTS[kind]
-        return default if default.unavailable(device) is None else eager_engine
+        return default if _reason(default, device, rule) is None else eager_engine
     engine = ENGINES[name]
-    reason = engine.unavailable(device)
+    reason = _reason(engine, device, rule)
     if reason is not None:
         raise RuntimeError(f"Engine {name!r} is not available on {device}: {reason}")
     return engine
 
 
-def why(device: torch.device) -> str:
+def _reason(engine: ModuleType, device: torch.device, rule: Rule | None) -> str | None:
+    reason = engine.unavailable(device)
+    return engine.lacks(rule, device) if reason is None and rule is not None else reason
+
+
+def why(device: torch.device, rule: Rule | None = None) -> str:
     """Why ``engine_for`` chose what it chose."""
     if device.type not in SERVED:
         return f"torch's own step: no engine serves {device.type}"
     if _wanted() != "auto":
         return "forced by use_engine()" if FORCED[None] else f"forced by {_VARIABLE}"
     default = _DEFAULTS[device.type]
-    missing = default.unavailable(device)
+    missing = _reason(default, device, rule)
     return f"the default on {device.type}" if missing is None else f"{default.NAME}: {missing}"
 
 

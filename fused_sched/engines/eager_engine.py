@@ -1,4 +1,7 @@
-"""The eager engine: stock torch's step, unhooked. The reference, and the last resort."""
+"""The eager engine: stock torch's step, unhooked. The last resort.
+
+A rule that torch has no class for is evaluated on tensors.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,32 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from fused_sched import stock
+from fused_sched.rules import evaluate
+from fused_sched.rules.rule import Rule
 from fused_sched.tables.local import is_dense, local
 
 NAME = "eager"
+
+_BASES = (stock.Optimizer,)
+_COUNTS = "_evaluated_steps"
 
 
 def unavailable(device: torch.device) -> str | None:
     """It is available everywhere."""
     return None
+
+
+def lacks(rule: Rule, device: torch.device) -> str | None:
+    """It runs every rule."""
+    return None
+
+
+def has_stock(cls: type[Any]) -> bool:
+    """Whether torch has a class of the optimizer, whose step this engine runs."""
+    return any(c.__module__.startswith("torch.optim") and c not in _BASES for c in cls.__mro__)
 
 
 def stock_step(optimizer: stock.Optimizer) -> Callable[..., Any]:
@@ -42,9 +61,44 @@ def update(optimizer: stock.Optimizer, params: Iterable[Tensor] | None) -> bool:
     if found_inf is not None and found_inf.item() != 0.0:
         return False
     chosen = None if params is None else {id(param) for param in params}
+    if not has_stock(type(optimizer)):
+        _unscale(optimizer, scale, chosen)
+        _evaluate(optimizer, chosen)
+        return True
     with _Groups(optimizer, chosen, unscaled=_unscale(optimizer, scale, chosen)):
         stock_step(optimizer)(optimizer)
     return True
+
+
+def _evaluate(optimizer: Any, chosen: set[int] | None) -> None:
+    rule: Rule = optimizer._rule
+    for group in optimizer.param_groups:
+        names = rule.state_names(group)
+        for param in dict.__getitem__(group, "params"):
+            if param.grad is None or not (chosen is None or id(param) in chosen):
+                continue
+            if param.grad.layout != torch.strided:
+                raise RuntimeError(
+                    f"{type(optimizer).__name__} has no form for sparse gradients; make them dense "
+                    "with param.grad = param.grad.to_dense()"
+                )
+            entry = optimizer.state[param]
+            for name in names:
+                entry.setdefault(name, torch.zeros_like(param))
+            states = [entry[name] if name in names else None for name in rule.states]
+            evaluate.update(
+                rule, group, param, param.grad, states, _next_step(optimizer, param, entry)
+            )
+
+
+def _next_step(optimizer: Any, param: Tensor, entry: dict[str, Any]) -> int:
+    """Counted in ``state`` where the rule says so, else beside it."""
+    if optimizer._rule.counts_steps:
+        entry["step"] = entry.get("step", torch.zeros((), device="cpu")) + 1.0
+        return int(entry["step"])
+    counts = optimizer.__dict__.setdefault(_COUNTS, WeakTensorKeyDictionary())
+    counts[param] = counts.get(param, 0) + 1
+    return counts[param]
 
 
 def _params(optimizer: stock.Optimizer, chosen: set[int] | None) -> list[Tensor]:

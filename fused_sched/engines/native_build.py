@@ -1,8 +1,8 @@
 """Compile ``csrc/``: at installation, or at first use where the installation had no compiler.
 
 The library knows nothing of torch and uses Python's stable ABI: one build serves every torch and
-every Python from 3.10 on. With CUDA code in it, it loads without a driver too. ``setup.py`` runs
-this file by its path, before there is a package: it imports neither torch nor anything of ours.
+every Python from 3.10 on. With CUDA code in it, it loads without a driver too. ``setup.py`` imports
+this where neither torch nor Triton is installed.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from . import native_sources
+from .ninja import BuildError, Job, build
 
 LIBRARY = "_native.abi3.so"
 
@@ -41,10 +43,6 @@ _ARCHS_VARIABLE = "TORCH_CUDA_ARCH_LIST"
 _ARCHS = "8.0;9.0;10.0"
 _NVCC_FLAGS = ("-std=c++17", "-Xcompiler=-O2,-fPIC,-fvisibility=hidden", "-Xfatbin=-compress-all")
 _NVCC_LINK_FLAGS = ("-shared", "-cudart=static", "-nodlink", "-Xlinker=--exclude-libs,ALL")
-
-
-class BuildError(RuntimeError):
-    """The library cannot be built; the message is one line that says why."""
 
 
 def check_python(free_threaded: bool | None = None) -> None:
@@ -76,17 +74,29 @@ def sources() -> Path | None:
     return None
 
 
-def cached(folder: Path, archs: Sequence[str] = ()) -> Path:
+def cached(csrc: Path, archs: Sequence[str] = ()) -> Path:
     """Where a first use puts the library: a folder of the user's, by the sources' content."""
     cuda = (*_NVCC_FLAGS, *archs) if archs else ()
-    digest = hashlib.sha256(" ".join((platform.machine(), *_all_flags(), *cuda)).encode())
-    for file in sorted(folder.glob("*.[ch]*")):
-        digest.update(file.read_bytes())
+    made = hashlib.sha256(" ".join((platform.machine(), *_all_flags(), *cuda)).encode())
+    made.update(_digest(csrc).encode())
+    return cache_folder() / made.hexdigest()[:16] / LIBRARY
+
+
+def cache_folder() -> Path:
+    """Where libraries go that are compiled at a first use.
+
+    Raises:
+        BuildError: the user has no folder.
+    """
     try:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError as error:
         raise BuildError(f"there is no folder to build into: {error}") from error
-    return home / "fused_sched" / digest.hexdigest()[:16] / LIBRARY
+    return home / "fused_sched"
+
+
+def _digest(csrc: Path) -> str:
+    return native_sources.digest(csrc, native_sources.generated(native_sources.built_in()))
 
 
 def library(present: str | None = None) -> Path:
@@ -99,28 +109,27 @@ def library(present: str | None = None) -> Path:
         BuildError: it is not there and cannot be built.
     """
     check_python()
-    folder = sources()
-    if present is None and built().exists() and not _is_stale(folder):
+    csrc = sources()
+    if present is None and built().exists() and not _is_stale(csrc):
         return built()
-    if folder is None:
+    if csrc is None:
         raise BuildError("the C++ sources are not installed; install fused_sched again")
     archs = cuda_archs(present)
-    target = cached(folder, archs)
+    target = cached(csrc, archs)
     if not target.exists():
         what = "CUDA engine, once (up to a minute)" if archs else "CPU engine, once (a few seconds)"
         print(f"fused_sched: compiling the {what}", file=sys.stderr)
-        compile_library(folder, target, archs)
+        compile_library(csrc, target, archs)
     return target
 
 
-def _is_stale(folder: Path | None) -> bool:
+def _is_stale(csrc: Path | None) -> bool:
     """Whether a checkout's sources changed since its installation, or other flags are asked for."""
     if os.environ.get(_FLAGS_VARIABLE):
         return True
-    if folder is None or folder.parent == built().parent.parent:  # not a checkout
+    if csrc is None or csrc.parent == built().parent.parent:  # not a checkout
         return False
-    then = built().stat().st_mtime
-    return any(file.stat().st_mtime > then for file in folder.glob("*.[ch]*"))
+    return _digest(csrc).encode() not in built().read_bytes()
 
 
 def cuda_archs(present: str | None = None) -> list[str]:
@@ -137,41 +146,67 @@ def cuda_archs(present: str | None = None) -> list[str]:
     return [re.sub("[af]", "", arch) for arch in archs]  # nothing of ours is 9.0a's alone
 
 
-def compile_library(folder: Path, target: Path, archs: Sequence[str] | None = None) -> None:
-    """Compile every instruction set's variant, and CUDA code for ``archs``, into ``target``.
+def compile_library(
+    csrc: Path, target: Path, archs: Sequence[str] | None = None, work: Path | None = None
+) -> None:
+    """Compile every rule for every instruction set, and CUDA code for ``archs``, into ``target``.
+
+    Args:
+        work: a folder for the objects, whose later builds compile what has changed.
 
     Raises:
         BuildError: there is no compiler, no Python header, or a command failed.
     """
     archs = cuda_archs() if archs is None else archs
-    jobs = _jobs(folder, archs)
-    link = [*_nvcc(), *_NVCC_LINK_FLAGS] if archs else [*_compiler(), *_all_flags(), "-shared"]
-    target.parent.mkdir(parents=True, exist_ok=True)
+    rules = native_sources.built_in()
+    files = native_sources.generated(rules)
     with tempfile.TemporaryDirectory() as scratch:
-        objects = [f"{scratch}/{name}.o" for name in jobs]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(_run, jobs.values(), objects))
-        linked = f"{scratch}/{LIBRARY}"
-        _run([*link, *objects], linked)
-        # Copied aside and moved: another process never sees half a library.
-        handle, staged = tempfile.mkstemp(dir=target.parent)
-        os.close(handle)
-        shutil.copy(linked, staged)
-        os.replace(staged, target)
+        folder = Path(scratch) if work is None else work.resolve()
+        written = folder / "generated"
+        digest = native_sources.digest(csrc, files)
+        jobs = _jobs(csrc.resolve(), written, [rule.name for _, rule in rules], archs, digest)
+        link = [*_nvcc(), *_NVCC_LINK_FLAGS] if archs else [*_compiler(), *_all_flags(), "-shared"]
+        native_sources.write(files, written)
+        build(folder, jobs, link, LIBRARY)
+        install(folder / LIBRARY, target)
 
 
-def _jobs(folder: Path, archs: Sequence[str]) -> dict[str, list[str]]:
-    """The command that makes each object file, but for its place."""
-    start = [*_compiler(), *_all_flags(), f"-I{_python_headers()}", "-c"]
+def install(library: Path, target: Path) -> None:
+    """Copy a library aside and move it into place: another process never sees half of it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, staged = tempfile.mkstemp(dir=target.parent)
+    os.close(handle)
+    shutil.copy(library, staged)
+    os.replace(staged, target)
+
+
+def _jobs(
+    csrc: Path, written: Path, rules: Sequence[str], archs: Sequence[str], digest: str
+) -> dict[str, Job]:
+    """What makes each object file, the slowest first."""
+    start = [*_compiler(), *_all_flags(), f"-I{csrc}", f"-I{written}", "-c"]
     jobs = {}
-    if archs:  # first: it takes the longest
-        jobs["cuda"] = [*_nvcc(), *_NVCC_FLAGS, *map(_gencode, archs), "-c", f"{folder}/cuda.cu"]
-        start.append(f'-DFS_CUDA="{" ".join(archs)}"')
-    jobs |= {name: [*start, f"{folder}/{name}.cpp"] for name in _SOURCES}
+    if archs:
+        nvcc = [*_nvcc(), *_NVCC_FLAGS, *map(_gencode, archs), f"-I{csrc}", f"-I{written}", "-c"]
+        jobs["cuda"] = Job(f"{csrc}/cuda.cu", nvcc)
+    for isa in _variants():
+        command = [*rule_command(csrc, isa), f"-I{written}", "-c"]
+        jobs |= {f"{rule}_{isa}": Job(f"{written}/{rule}.cpp", command) for rule in rules}
+    defined = [f"-I{_python_headers()}", f'-DFS_DIGEST="{digest}"']
+    if archs:
+        defined.append(f'-DFS_CUDA="{" ".join(archs)}"')
+    return jobs | {name: Job(f"{csrc}/{name}.cpp", [*start, *defined]) for name in _SOURCES}
+
+
+def rule_command(csrc: Path, isa: str) -> list[str]:
+    """What compiles a rule's launch on the CPU for one instruction set."""
+    return [*_compiler(), *_all_flags(), *_variants()[isa], f"-I{csrc}", f"-DFS_ISA={isa}"]
+
+
+def _variants() -> dict[str, tuple[str, ...]]:
+    """Flags by instruction set."""
     x86 = platform.machine() in ("x86_64", "AMD64")
-    for name, flags in _VARIANTS.items() if x86 else [("baseline", ())]:
-        jobs[name] = [*start, *flags, f"-DFS_ISA={name}", f"{folder}/cpu_update.cpp"]
-    return jobs
+    return _VARIANTS if x86 else {"baseline": ()}
 
 
 def _gencode(arch: str) -> str:
@@ -210,15 +245,3 @@ def _python_headers() -> Path:
     if not (folder / "Python.h").exists():
         raise BuildError("it needs the Python headers; Python.h is not installed (python3-dev)")
     return folder
-
-
-def _run(command: Sequence[str], target: str) -> None:
-    try:
-        done = subprocess.run([*command, "-o", target], capture_output=True, text=True)
-    except OSError as error:
-        raise BuildError(f"compiling failed: {error}") from error
-    if done.returncode:
-        lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-        errors = (line for line in lines if "error" in line or "not found" in line)
-        told = next(errors, " ".join(lines)) or f"{command[0]} has exit status {done.returncode}"
-        raise BuildError(f"compiling failed: {told[:300]}")

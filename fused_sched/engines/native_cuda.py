@@ -14,8 +14,10 @@ from fused_sched.tables import layout
 
 from .native_library import Found, advance_fields, make_lean_step, update_fields
 from .native_library import load as load_library
+from .native_rules import cuda_rule
 
 if TYPE_CHECKING:
+    from fused_sched.rules.rule import Rule
     from fused_sched.tables.block import Block, Program
     from fused_sched.tables.params import ParamTable
 
@@ -107,7 +109,7 @@ def update(
     table: ParamTable,
     grads: Sequence[int],
     program: Program | None,
-    rule: str,
+    rule: Rule,
     advance: int,
     scale: Tensor | None,
     found_inf: Tensor | None,
@@ -119,9 +121,15 @@ def update(
         table.send_fixed()
     else:
         table.send_addresses(grads)
-    fields = update_fields(block, table, program, rule, advance, scale, found_inf)
+    fields = update_fields(block, table, program, _code(rule), advance, scale, found_inf)
     addresses = array("q", grads if riding else ())
     module.cuda_update(fields + _launch_fields(table, _where(block.device)), addresses.tobytes())
+
+
+def _code(rule: Rule) -> int:
+    code = cuda_rule(rule)
+    assert isinstance(code, int), code  # else the engine would have refused
+    return code
 
 
 def _launch_fields(table: ParamTable, where: Sequence[int]) -> bytes:
@@ -137,12 +145,12 @@ def can_lean(block: Block, table: ParamTable) -> bool:
 
 
 def lean_step(
-    block: Block, table: ParamTable, program: Program | None, rule: str, found: Found
+    block: Block, table: ParamTable, program: Program | None, rule: Rule, found: Found
 ) -> Any:
     """A LeanStep that launches on the current stream."""
     number = _number(block.device)
     module = _module(number)
-    fields = update_fields(block, table, program, rule, found.advance, None, None)
+    fields = update_fields(block, table, program, _code(rule), found.advance, None, None)
     fields += _launch_fields(table, [number, 0])
     return make_lean_step(module, fields, number, block, table, found)
 
@@ -151,7 +159,7 @@ def load(
     block: Block,
     table: ParamTable,
     program: Program | None,
-    rule: str,
+    rule: Rule,
     scalings: Iterable[layout.Scaling],
 ) -> None:
     """Load every kernel, which fails under capture, and fill the table, which adds a copy there."""

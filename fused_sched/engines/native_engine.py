@@ -15,8 +15,10 @@ from . import native_cuda
 from .native_first import FirstMember, make_first_step
 from .native_library import Found, advance_fields, make_lean_step, update_fields
 from .native_library import load as load_library
+from .native_rules import cpu_rule, cuda_rule
 
 if TYPE_CHECKING:
+    from fused_sched.rules.rule import Rule
     from fused_sched.tables.block import Block, Program
     from fused_sched.tables.params import ParamTable
 
@@ -41,13 +43,25 @@ def can_lean(block: Block, table: ParamTable) -> bool:
     return block.device.type == "cpu" or native_cuda.can_lean(block, table)
 
 
+def lacks(rule: Rule, device: torch.device) -> str | None:
+    """Why this engine cannot run a rule, or None. Compiles a user's rule when first asked."""
+    code = cuda_rule(rule) if device.type == "cuda" else cpu_rule(rule)
+    return code if isinstance(code, str) else None
+
+
+def _code(rule: Rule) -> int:
+    code = cpu_rule(rule)
+    assert isinstance(code, int), code  # else the eager engine would have been chosen
+    return code
+
+
 def lean_step(
-    block: Block, table: ParamTable, program: Program | None, rule: str, found: Found
+    block: Block, table: ParamTable, program: Program | None, rule: Rule, found: Found
 ) -> Any:
     """What makes the next launches as long as nothing changes; None where nothing can."""
     if block.device.type == "cuda":
         return native_cuda.lean_step(block, table, program, rule, found)
-    fields = update_fields(block, table, program, rule, found.advance, None, None)
+    fields = update_fields(block, table, program, _code(rule), found.advance, None, None)
     return make_lean_step(load_library(), fields, None, block, table, found)
 
 
@@ -56,7 +70,7 @@ def first_step(
     params: Sequence[Tensor],
     members: Sequence[FirstMember],
     values: Sequence[Sequence[float]],
-    rule: str,
+    rule: Rule,
     forced: dict[None, str | None],
 ) -> Any:
     """A lean step for params on the CPU that no whole step has come before.
@@ -67,7 +81,9 @@ def first_step(
         values: each group's, by column.
         forced: where the engine asked for is noted.
     """
-    return make_first_step(load_library(), optimizer, params, members, values, rule, forced)
+    return make_first_step(
+        load_library(), optimizer, params, members, values, rule, _code(rule), forced
+    )
 
 
 def advancer(block: Block, program: Program) -> Callable[[int], None]:
@@ -104,7 +120,7 @@ def update(
     table: ParamTable,
     grads: Sequence[int],
     program: Program | None,
-    rule: str,
+    rule: Rule,
     advance: int,
     scale: Tensor | None,
     found_inf: Tensor | None,
@@ -118,7 +134,7 @@ def update(
         native_cuda.update(block, table, grads, program, rule, advance, scale, found_inf)
         return
     table.send_addresses(grads)
-    fields = update_fields(block, table, program, rule, advance, scale, found_inf)
+    fields = update_fields(block, table, program, _code(rule), advance, scale, found_inf)
     load_library().update(fields)
 
 
@@ -126,7 +142,7 @@ def load(
     block: Block,
     table: ParamTable,
     program: Program | None,
-    rule: str,
+    rule: Rule,
     scalings: Iterable[layout.Scaling],
 ) -> None:
     """Load every kernel of a GPU; on a CPU the library holds every variant."""

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fused_sched.rules.rule import Rule
 from fused_sched.tables import layout
 
-from .native_library import DLPACK_DEVICES, DLPACK_DTYPES, RULES, kind_numbers
+from .native_library import DLPACK_DEVICES, DLPACK_DTYPES, kind_numbers
 
 
 @dataclass(slots=True)
@@ -48,7 +49,8 @@ def make_first_step(
     params: Sequence[Tensor],
     members: Sequence[FirstMember],
     values: Sequence[Sequence[float]],
-    rule: str,
+    rule: Rule,
+    code: int,
     forced: Mapping[None, str | None],
 ) -> Any:
     """A LeanStep of csrc/lean_step.cpp that no whole step has come before.
@@ -56,13 +58,15 @@ def make_first_step(
     Args:
         module: the compiled library.
         values: each group's, by column.
+        code: the rule's address, of native_rules.
         forced: where the engine asked for is noted.
     """
     dtypes = tuple(dict.fromkeys([member.dtype for member in members]))
     kinds = _kinds(dtypes)
-    memory = _memory(members, dtypes, len(params), values)
+    memory = _memory(members, dtypes, len(params), values, list(rule.states))
+    slots = layout.STATE0 + len(rule.states)
     return module.LeanStep(
-        _fields(memory, len(members), len(params), values, kinds.data_ptr(), RULES[rule]),
+        _fields(memory, slots, len(members), len(params), values, kinds.data_ptr(), code),
         None,
         (DLPACK_DEVICES["cpu"], 0),
         optimizer.param_groups,
@@ -87,13 +91,13 @@ def _memory(
     dtypes: Sequence[torch.dtype],
     params: int,
     values: Sequence[Sequence[float]],
+    names: Sequence[str],
 ) -> array[int]:
     """All that a launch needs: addresses, facts, ends, offsets, clock and record, in one array."""
     rows = [
         (
             *(member.address, 0),
-            *[state.data_ptr() for state in member.states.values()],
-            *[0] * (layout.SLOTS - layout.STATE0 - len(member.states)),
+            *[member.states[n].data_ptr() if n in member.states else 0 for n in names],
             *(member.shape.numel(), member.group, dtypes.index(member.dtype), member.index, 0),
         )
         for member in members
@@ -105,6 +109,7 @@ def _memory(
 
 def _fields(
     memory: array[int],
+    slots: int,
     tensors: int,
     params: int,
     values: Sequence[Sequence[float]],
@@ -114,15 +119,15 @@ def _fields(
     """UpdateArgs of csrc/cpu.h, into the memory."""
     columns, groups = len(values[0]), len(values)
     addresses = memory.buffer_info()[0]
-    info = addresses + 8 * layout.SLOTS * tensors
+    info = addresses + 8 * slots * tensors
     ends = info + 8 * layout.INFO * tensors
     offsets = ends + 8 * tensors
     clock = offsets + 8 * params
     record = clock + 8 * layout.CLOCK_WORDS
     tables = addresses, info, offsets, record, clock
     nothing = 0, 0, 0, 0, 0  # no program, no scaler
-    sizes = 0, tensors, columns, groups
-    return struct.pack("18q", *tables, *nothing, kinds, ends, *sizes, rule, layout.COUNTED)
+    sizes = 0, slots, tensors, columns, groups
+    return struct.pack("19q", *tables, *nothing, kinds, ends, *sizes, rule, layout.COUNTED)
 
 
 def _facts(members: Sequence[FirstMember], params: int) -> bytes:

@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from fused_sched.tables.block import Block, Program
     from fused_sched.tables.params import Kind, ParamTable
 
-RULES = {"sgd": 0, "adam": 1}
-"""By the numbers of Rule in csrc/layout.h."""
-
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 """In the order of DType in csrc/layout.h."""
 
@@ -119,7 +116,7 @@ def update_fields(
     block: Block,
     table: ParamTable,
     program: Program | None,
-    rule: str,
+    rule: int,
     advance: int,
     scale: Tensor | None,
     found_inf: Tensor | None,
@@ -137,10 +134,11 @@ def update_fields(
         kind_numbers(table.kinds).data_ptr(),
         table.ends.data_ptr(),
         0 if program is None else program.rows,
+        table.addresses.shape[0],
         len(table.members),
         columns,
         groups,
-        RULES[rule],
+        rule,
         advance,
     ]
     return array("q", fields).tobytes()

@@ -22,6 +22,7 @@ from .native_library import Found
 from .triton_lean import can_lean, lean_call, make_triton_step
 
 if TYPE_CHECKING:
+    from fused_sched.rules.rule import Rule
     from fused_sched.tables.block import Block, Program
     from fused_sched.tables.params import Kind, ParamTable
 
@@ -71,6 +72,11 @@ def unavailable(device: torch.device) -> str | None:
         return "TRITON_INTERPRET is set; unset it to use the GPU"
     if device.type == "cuda" and not (torch.cuda.is_initialized() or torch.cuda.is_available()):
         return "torch sees no GPU"
+    return None
+
+
+def lacks(rule: Rule, device: torch.device) -> str | None:
+    """Why this engine cannot run a rule, or None: it compiles any."""
     return None
 
 
@@ -131,9 +137,9 @@ def _compile(jobs: Iterable[Job]) -> None:
         _compiled[key] = handle
 
 
-def _tuning(table: ParamTable, rule: str) -> layout.Tuning:
+def _tuning(table: ParamTable, rule: Rule) -> layout.Tuning:
     bits = layout.tuning_bits([[8 * dtype.itemsize for dtype in kind] for kind in table.kinds])
-    return layout.tuning(rule, bits, _capability(table.device))
+    return layout.tuning(rule.name, bits, _capability(table.device))
 
 
 @functools.cache
@@ -176,17 +182,17 @@ def _update_job(
     block: Block,
     table: ParamTable,
     program: Program | None,
-    rule: str,
+    rule: Rule,
     advance: int,
     scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> Job:
-    from fused_sched.kernels.rules import RULES
+    from fused_sched.kernels.rules import bind
     from fused_sched.kernels.update import launch_options, update_kernel
 
     tuning = _tuning(table, rule)
     constants = [
-        *RULES[rule],
+        *bind(rule),
         _kinds(table.kinds),
         table.state_slots,
         found_inf is not None,
@@ -203,7 +209,7 @@ def update(
     table: ParamTable,
     grads: Sequence[int],
     program: Program | None,
-    rule: str,
+    rule: Rule,
     advance: int,
     scale: Tensor | None,
     found_inf: Tensor | None,
@@ -220,7 +226,7 @@ def update(
 
 
 def lean_step(
-    block: Block, table: ParamTable, program: Program | None, rule: str, found: Found
+    block: Block, table: ParamTable, program: Program | None, rule: Rule, found: Found
 ) -> Any:
     """What makes the next launches as long as nothing changes; None where nothing can."""
     _, key, args, _ = _update_job(block, table, program, rule, found.advance, None, None)
@@ -232,7 +238,7 @@ def load(
     block: Block,
     table: ParamTable,
     program: Program | None,
-    rule: str,
+    rule: Rule,
     scalings: Iterable[layout.Scaling],
 ) -> None:
     """Compile and load what ``update`` needs with these scalings; under capture it would fail."""

@@ -129,7 +129,7 @@ def update_kernel(
     """One optimizer step and one schedule step. See Note [One launch].
 
     Grid:   (chunks + 1,). Program 0 runs the schedule; program i owns chunk i - 1.
-    Reads:  addresses [SLOTS, num_tensors], info [INFO, num_tensors] int64; chunks [2, chunks]
+    Reads:  addresses [slots, num_tensors], info [INFO, num_tensors] int64; chunks [2, chunks]
             int32 (tensor, chunk of it, of chunk_size elements); offsets [params] int64, the
             launches each param missed; the current half of record [2, num_columns, G] float64;
             found_inf, scale [1] float32.

@@ -66,7 +66,7 @@ class CyclicLR(Cycle, stock.CyclicLR):
         if self._scale_fn_custom is not None:
             return None
         # Torch binds mode and gamma when it is built or loaded, not when they are assigned.
-        bound = self._scale_fn_ref
+        bound: Any = self._scale_fn_ref
         mode = _MODES.get((getattr(bound, "func", bound).__name__, self.scale_mode))
         (gamma,) = getattr(bound, "args", (1.0,))
         if mode is None or gamma < 0:

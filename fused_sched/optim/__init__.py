@@ -1,6 +1,7 @@
 """The optimizers: torch.optim's names, one launch per step."""
 
 from .adam import Adam, AdamW
+from .base import FusedOptimizer
 from .sgd import SGD
 
-__all__ = ["SGD", "Adam", "AdamW"]
+__all__ = ["SGD", "Adam", "AdamW", "FusedOptimizer"]

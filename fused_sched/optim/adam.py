@@ -2,63 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from typing import Any
-
 from fused_sched import stock
-from fused_sched.tables.layout import ADAM_COLUMNS
+from fused_sched.rules.arithmetic import bias_correction, maximum, sqrt, where
 
 from .base import FusedOptimizer
-from .numbers import numbers
-
-_BETA_COLUMNS = ("beta1", "beta2", "log_beta1", "log_beta2")
 
 
-def _log(beta: float) -> float:
-    return math.log(beta) if beta > 0.0 else -math.inf
-
-
-class _AdamColumns(FusedOptimizer):
-    """What Adam and AdamW share: their columns and their state."""
-
-    _RULE = "adam"
-    _COLUMNS = ADAM_COLUMNS
-    _KEYS = {
-        "betas": _BETA_COLUMNS,
-        **{name: (name,) for name in ADAM_COLUMNS if name not in _BETA_COLUMNS},
-    }
-    _STATES = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
-    _HAS_STEP = True
-
-    @staticmethod
-    def _encode(group: Mapping[str, Any]) -> list[float]:
-        beta1, beta2 = numbers([("betas", beta) for beta in group["betas"]])
-        values = {
-            "beta1": beta1,
-            "beta2": beta2,
-            "log_beta1": _log(beta1),
-            "log_beta2": _log(beta2),
-        }
-        return numbers([(n, values[n] if n in values else group[n]) for n in ADAM_COLUMNS])
-
-    @staticmethod
-    def _decode(group: dict[str, Any], column: str, value: float) -> None:
-        if column not in ("beta1", "beta2"):
-            FusedOptimizer._decode(group, column, value)
-            return
-        betas = list(dict.__getitem__(group, "betas"))
-        which = int(column == "beta2")
-        if betas[which] != value:
-            betas[which] = value
-            dict.__setitem__(group, "betas", tuple(betas))
-
-    @classmethod
-    def _state_names(cls, group: Mapping[str, Any]) -> tuple[str, ...]:
-        return cls._STATES if group["amsgrad"] else cls._STATES[:2]
-
-
-class Adam(_AdamColumns, stock.Adam):
+class Adam(FusedOptimizer, stock.Adam):
     r"""torch.optim.Adam in one launch per step.
 
     .. math::
@@ -84,6 +34,46 @@ class Adam(_AdamColumns, stock.Adam):
     Source: Kingma and Ba, "Adam: A Method for Stochastic Optimization" (2014), in torch 2.13's
     form.
     """
+
+    states = {"exp_avg": True, "exp_avg_sq": True, "max_exp_avg_sq": "amsgrad"}
+
+    @staticmethod
+    def coefficients(
+        lr, beta1, beta2, eps, weight_decay,
+        decoupled_weight_decay, maximize, amsgrad, log_beta1, log_beta2,
+        step,
+    ):  # fmt: skip
+        """With root = sqrt(1 - b2^t) here and not at each element.
+
+        m / (sqrt(v) / root + eps) is m root / (sqrt(v) + eps root).
+        """
+        root = sqrt(bias_correction(log_beta2, step))
+        return (
+            lr * root / bias_correction(log_beta1, step),
+            eps * root,
+            where(beta1 > 0.5, 1.0 - beta1, -beta1),
+            beta2,
+            1.0 - beta2,
+            1.0 - lr * weight_decay * decoupled_weight_decay,
+            weight_decay * (1.0 - decoupled_weight_decay),
+            1.0 - 2.0 * maximize,
+            amsgrad,
+        )
+
+    @staticmethod
+    def rule(p, g, m, v, largest, c):
+        """m += (1 - b1)(g - m); v = b2 v + (1 - b2) g^2; p -= lr/bc1 * m / (sqrt(v/bc2) + eps)."""
+        step_size, eps, weight, beta2, one_minus_beta2, decay, l2, sign, amsgrad = c
+        g = g * sign
+        g = where(l2 != 0.0, g + l2 * p, g)
+        p = p * decay
+        # torch.lerp, from the nearer end: m + (1 - b1)(g - m) or g - b1 (g - m); b1 = 0 gives g.
+        m = where(weight > 0.0, m, g) + weight * (g - m)
+        v = beta2 * v + one_minus_beta2 * g * g
+        largest = maximum(largest, v)
+        second = where(amsgrad != 0.0, largest, v)
+        p = p - step_size * m / (sqrt(second) + eps)
+        return p, m, v, largest
 
 
 class AdamW(Adam, stock.AdamW):

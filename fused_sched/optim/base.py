@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 from torch._dynamo.decorators import skip
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from fused_sched import stock
+from fused_sched.rules.rule import Rule, rule_of
 
 from .ledger import Ledger
 from .loading import Loading
@@ -25,16 +25,34 @@ Closure = Callable[[], Any]
 class FusedOptimizer(stock.Optimizer):
     """Base of the optimizers: one launch per step and device, hyperparameters on the device.
 
-    A subclass names its update rule and its columns of the hyper record; the arithmetic lies in
-    ``kernels/rules.py`` and, for the eager engine, in torch.
+    A subclass is an optimizer: its constructor, as torch's, and what is below. See
+    docs/add_optimizer.md.
+
+    Attributes:
+        states: the names of the state tensors, and what a param group must have for them: True, or
+            the key of the group that must not be 0 or False (``{"momentum_buffer": "momentum"}``).
+            Each has the param's shape and starts at zero.
+        counts_steps: ``state`` has torch's ``step``.
     """
 
-    _RULE: ClassVar[str]
-    _COLUMNS: ClassVar[tuple[str, ...]]
-    _KEYS: ClassVar[Mapping[str, tuple[str, ...]]]
-    """Columns that each key of a param group fills."""
-    _STATES: ClassVar[tuple[str, ...]]
-    _HAS_STEP: ClassVar[bool]
+    states: ClassVar[Mapping[str, bool | str]] = {}
+    counts_steps: ClassVar[bool] = True
+
+    coefficients: ClassVar[Callable[..., Any]]
+    """``coefficients(lr, ..., step)``: the numbers that all elements of a group share at a step.
+
+    In float64, once per launch and group. The parameters are keys of the param groups, ``lr``
+    first; ``beta1`` is the first of ``betas``, ``log_beta1`` its logarithm, for
+    ``bias_correction``. ``step`` counts from 1. It returns a tuple.
+    """
+    rule: ClassVar[Callable[..., Any]]
+    """``rule(p, g, *states, c)``: the new ``p`` and states of one element.
+
+    In float32 (float64 for float64 params). ``c`` is what ``coefficients`` returned. A state that a
+    group does not keep reads as 0, and what is returned for it is dropped.
+    """
+
+    _rule: ClassVar[Rule]
     _LEDGER = "_fused_sched_ledger"
     _lean: Any = None
 
@@ -45,31 +63,18 @@ class FusedOptimizer(stock.Optimizer):
     Assign False before a capture whose graph is launched otherwise than by ``CUDAGraph.replay()``.
     """
 
-    @staticmethod
-    def _encode(group: Mapping[str, Any]) -> list[float]:
-        """A group's values in the order of the columns."""
-        raise NotImplementedError
-
-    @staticmethod
-    def _decode(group: dict[str, Any], column: str, value: float) -> None:
-        """Put a column's value into a group, if it is another than the group's.
-
-        Past the group's own methods, which would send it to the device.
-        """
-        here = dict.__getitem__(group, column)
-        if not isinstance(here, Tensor) and here != value:
-            dict.__setitem__(group, column, value)
-
-    @classmethod
-    def _state_names(cls, group: Mapping[str, Any]) -> tuple[str, ...]:
-        """The state tensors that a param of this group has."""
-        raise NotImplementedError
-
     # -- construction, copies, checkpoints -------------------------------------------------------
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Show torch's signature."""
+        """Read the rule, and show torch's signature.
+
+        Raises:
+            RuleError: the rule is no arithmetic that a kernel knows; names the line.
+        """
         super().__init_subclass__(**kwargs)
+        rule = rule_of(cls)
+        if rule is not None:
+            cls._rule = rule
         cls.__signature__ = constructor(cls)  # type: ignore[attr-defined]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fused_sched.engines.choose import SERVED
+from fused_sched.engines.eager_engine import has_stock
 from fused_sched.tables.local import SUPPORTED, local
 
 from .mirror import Mirror
@@ -34,7 +35,8 @@ class Fallback:
     @property
     def takes_all(self) -> bool:
         """Whether torch records its step with autograd, which no launch can be part of."""
-        return bool(self._mirror.optimizer.defaults.get("differentiable"))
+        optimizer = self._mirror.optimizer
+        return has_stock(type(optimizer)) and bool(optimizer.defaults.get("differentiable"))
 
     def find(
         self, params: Sequence[Tensor], moved: Container[int], everywhere: bool
@@ -79,9 +81,9 @@ class Fallback:
         every = f"every param, {_DIFFERENTIABLE}"
         which = every if self.takes_all else described(Counter(self.why.values()))
         raise RuntimeError(
-            f"{self._mirror.rules.__name__}.step() cannot be captured: torch's own step updates "
-            f"{which}. Give what it updates to an optimizer of its own, and step that one outside "
-            "the graph"
+            f"{type(self._mirror.optimizer).__name__}.step() cannot be captured: torch's own step "
+            f"updates {which}. Give what it updates to an optimizer of its own, and step that one "
+            "outside the graph"
         )
 
 

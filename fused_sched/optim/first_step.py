@@ -45,15 +45,16 @@ def make_first_step(
     optimizer = mirror.optimizer
     if not _is_new(mirror, keeper, optimizer) or not all(map(_is_ordinary, params)):
         return False
-    engine, rules = engine_for(_CPU), mirror.rules
+    rule = mirror.rule
+    engine = engine_for(_CPU, rule)
     numbers = [i for i, param in enumerate(params) if param.grad is not None]
     if not numbers or not hasattr(engine, "first_step"):
         return False
     groups = [dict(dict.items(group)) for group in optimizer.param_groups]
-    names = [rules._state_names(group) for group in groups]
+    names = [rule.state_names(group) for group in groups]
     members = [_member(params[i], i, group_of[i], names[group_of[i]]) for i in numbers]
-    values = [rules._encode(group) for group in groups]
-    step = engine.first_step(optimizer, params, members, values, rules._RULE, FORCED)
+    values = [rule.encode(group) for group in groups]
+    step = engine.first_step(optimizer, params, members, values, rule, FORCED)
     if not step.update(optimizer):  # hooks and profiler have been told
         return False  # a gradient is none that it reads, or a scaler is at work
     keeper.shown = False
@@ -119,7 +120,7 @@ class _PutOff:
 
     def _show(self, mirror: Mirror, member: FirstMember, steps: int) -> None:
         entry = dict(member.states)
-        if mirror.rules._HAS_STEP:
+        if mirror.rule.counts_steps:
             step = torch.full((), steps, dtype=self._step_dtypes[member.group], device=_CPU)
             self._keeper.counts.note(member.param, step)
             entry = {"step": step, **entry}
@@ -139,13 +140,17 @@ class _PutOff:
         )
 
     def _build_plan(self, mirror: Mirror, steps: int, missed: Mapping[int, int]) -> None:
-        rules = mirror.rules
-        plan = Plan(_CPU, self._engine, rules._RULE, rules.__name__, len(self._params))
+        name = type(mirror.optimizer).__name__
+        plan = Plan(_CPU, self._engine, mirror.rule, name, len(self._params))
         plan.clock = plan.shown_clock = steps
         for index, number in missed.items():
             plan.offsets[index] = number
+        names = list(mirror.rule.states)
         plan.build_table(
-            [Member(m.param, m.index, m.group, list(m.states.values())) for m in self._members]
+            [
+                Member(m.param, m.index, m.group, [m.states.get(name) for name in names])
+                for m in self._members
+            ]
         )
         mirror.plans[_CPU] = plan
         mirror.upload_into(plan)

@@ -57,16 +57,16 @@ class Loading:
 def _check_groups(
     mirror: Mirror, old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]
 ) -> None:
-    rules = mirror.rules
+    rule = mirror.rule
     for number, (before, after) in enumerate(zip(old, new, strict=True)):
         try:
             mirror.encode(after)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"The checkpoint's param group {number} is not one of {rules.__name__}: "
-                f"{error!r}; nothing was loaded"
+                f"The checkpoint's param group {number} is not one of "
+                f"{type(mirror.optimizer).__name__}: {error!r}; nothing was loaded"
             ) from error
-        if mirror.captured and len(rules._state_names(after)) > len(rules._state_names(before)):
+        if mirror.captured and len(rule.state_names(after)) > len(rule.state_names(before)):
             raise RuntimeError(
                 f"Param group {number} of the checkpoint has more state, but {RELEASE}."
             )

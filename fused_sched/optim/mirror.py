@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fused_sched.rules.rule import Rule
 from fused_sched.tables import layout
 from fused_sched.tables.block import Block
 from fused_sched.tables.program import Assembled
@@ -68,8 +69,8 @@ class Mirror:
 
     def __init__(self, optimizer: Any) -> None:
         self.reference = weakref.ref(optimizer)
-        self.rules: Any = type(optimizer)
-        self.schedules = Schedules(self.rules._COLUMNS)
+        self.rule: Rule = type(optimizer)._rule
+        self.schedules = Schedules(self.rule.columns)
         self.plans = {}
         self._put_off: Callable[[Mirror], None] | None = None  # what builds the plans
         self.programs: list[Assembled] = []
@@ -196,7 +197,7 @@ class Mirror:
             owed, self.lean.owed = self.lean.owed, 0
             if number is not None:
                 self.copy.advance(number, owed)
-        self.copy.show_values(self.rules._decode)
+        self.copy.show_values(self.rule.decode)
 
     def asks_device(self) -> bool:
         """Whether only the device knows the values, so that a read waits for it."""
@@ -262,7 +263,7 @@ class Mirror:
         with self.host_only():
             self.schedules.lift(host, self.programs)
         current = host.record[int(host.clock[layout.CLOCK]) & 1].tolist()
-        self.copy.put_values(self.rules._decode, current.__getitem__)
+        self.copy.put_values(self.rule.decode, current.__getitem__)
         if host.clock[layout.OVERRUN]:
             for plan in plans:
                 assert plan.block is not None
@@ -491,13 +492,13 @@ class Mirror:
         lr = group["lr"]
         if isinstance(lr, Tensor) and lr.device.type != "cpu":
             group = {**group, "lr": 0.0}
-        return self.rules._encode(group)
+        return self.rule.encode(group)
 
     def state_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
         """The state tensors that each param of this group needs."""
         if self.schedules.cycle_momentum():
             group = {**group, "momentum": 1.0}
-        return self.rules._state_names(group)
+        return self.rule.state_names(group)
 
     def upload(self) -> None:
         """Send every value and schedule position to every device."""
@@ -574,7 +575,7 @@ class Mirror:
         """Send the one hyperparameter that a scheduler moves; False where that is not all."""
         name = scheduler.hyper
         values = [dict.__getitem__(group, name) for group in self.optimizer.param_groups]
-        simple = scheduler._MOVES_ONE and self.rules._KEYS.get(name) == (name,)
+        simple = scheduler._MOVES_ONE and self.rule.keys.get(name) == (name,)
         others, self.written = self.written - {name}, set()
         if (
             others

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
+from fused_sched.rules.rule import Rule
 from fused_sched.tables import layout
 from fused_sched.tables.block import Block, Program, send
 from fused_sched.tables.params import Member, ParamTable
@@ -67,7 +68,7 @@ class Plan:
     """
 
     def __init__(
-        self, device: torch.device, engine: ModuleType, rule: str, name: str, params: int
+        self, device: torch.device, engine: ModuleType, rule: Rule, name: str, params: int
     ) -> None:
         self.device = device
         self.engine = engine

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from fused_sched import stock
-from fused_sched.tables.layout import SGD_COLUMNS
+from fused_sched.rules.arithmetic import where
 
 from .base import FusedOptimizer
-from .numbers import numbers
 
 
 class SGD(FusedOptimizer, stock.SGD):
@@ -38,16 +34,29 @@ class SGD(FusedOptimizer, stock.SGD):
     (2013), in torch 2.13's form.
     """
 
-    _RULE = "sgd"
-    _COLUMNS = SGD_COLUMNS
-    _KEYS = {name: (name,) for name in SGD_COLUMNS}
-    _STATES = ("momentum_buffer",)
-    _HAS_STEP = False
+    states = {"momentum_buffer": "momentum"}
+    counts_steps = False
 
     @staticmethod
-    def _encode(group: Mapping[str, Any]) -> list[float]:
-        return numbers([(name, group[name]) for name in SGD_COLUMNS])
+    def coefficients(lr, momentum, dampening, weight_decay, nesterov, maximize, step):
+        """1 - tau, and whether it is the first step, once per group."""
+        return (
+            lr,
+            weight_decay,
+            momentum,
+            1.0 - dampening,
+            nesterov,
+            1.0 - 2.0 * maximize,
+            step == 1,
+        )
 
-    @classmethod
-    def _state_names(cls, group: Mapping[str, Any]) -> tuple[str, ...]:
-        return cls._STATES if group["momentum"] != 0 else ()
+    @staticmethod
+    def rule(p, g, buf, c):
+        """b = mu b + (1 - tau) g, or g at the first step; p -= lr b (nesterov: g + mu b)."""
+        lr, weight_decay, momentum, undamped, nesterov, sign, first = c
+        g = g * sign
+        g = where(weight_decay != 0.0, g + weight_decay * p, g)
+        b = where(first != 0.0, g, momentum * buf + undamped * g)
+        moving = where(nesterov != 0.0, g + momentum * b, b)
+        p = p - lr * where(momentum != 0.0, moving, g)
+        return p, where(momentum != 0.0, b, buf)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import _get_scalar_dtype
 
+from fused_sched.rules.rule import Rule
 from fused_sched.tables.local import SUPPORTED, is_dense, local, real, same_layout
 from fused_sched.tables.params import Member, Unreadable
 
@@ -30,8 +31,8 @@ class StateKeeper:
         waiting: the state of params that no step has reached, not shown yet.
     """
 
-    def __init__(self, rules: Any) -> None:
-        self._rules = rules
+    def __init__(self, rule: Rule) -> None:
+        self._rule = rule
         self.state: defaultdict[Tensor, Entry] = defaultdict(dict)
         self.shown = False
         self.waiting: dict[Tensor, Entry] = {}
@@ -61,17 +62,18 @@ class StateKeeper:
         else:
             entry = self._waiting_entry(param)
         tensors = _of_one_dtype({name: self._tensor(param, entry, name) for name in names})
-        if self._rules._HAS_STEP and "step" not in entry:
+        if self._rule.counts_steps and "step" not in entry:
             entry = self._first_step(param, group) | entry
         entry.update(tensors)
         if self.state.get(param):
             self.state[param] = entry
         else:
             self.waiting[param] = entry
-        if self._rules._HAS_STEP:
+        if self._rule.counts_steps:
             self.counts.note(param, entry["step"])
         self._hidden.discard(param)
-        return Member(param, index, number, list(tensors.values()))
+        slots = [tensors.get(name) for name in self._rule.states]
+        return Member(param, index, number, slots)
 
     def _waiting_entry(self, param: Tensor) -> Entry:
         """What no step has reached yet, unless the param has got another dtype since."""
@@ -94,7 +96,7 @@ class StateKeeper:
         """A state tensor that the kernel can address: the entry's own, a copy of it, or zeros."""
         state = entry.get(name)
         if state is None:
-            if self._rules._HAS_STEP and int(entry.get("step", 0)) > 0:
+            if self._rule.counts_steps and int(entry.get("step", 0)) > 0:
                 raise KeyError(name)  # as torch's: there are steps, but not this moment of them
             return torch.zeros_like(param, memory_format=torch.preserve_format)
         _check_shape(name, state, param)
@@ -108,7 +110,7 @@ class StateKeeper:
     def step_of(self, param: Tensor) -> int:
         """Steps that the state has behind it; 0 means that its moments count as zero."""
         entry = self.state.get(param) or {}
-        if self._rules._HAS_STEP:
+        if self._rule.counts_steps:
             return int(entry.get("step", 0))
         return int(any(isinstance(value, Tensor) for value in entry.values()))
 
@@ -132,7 +134,7 @@ class StateKeeper:
         """Bring the step counts in ``state`` up to date, except where others wrote their own."""
         for plan in plans:
             plan.shown_clock = plan.clock
-            if self._rules._HAS_STEP:
+            if self._rule.counts_steps:
                 self._write_counts(plan, plan.table.members)
             else:
                 self._write_buffers(plan)
@@ -172,7 +174,7 @@ class StateKeeper:
                 entry[name] = None if hide else state
 
     def _slots(self, member: Member) -> Iterable[tuple[str, Tensor]]:
-        named = zip(self._rules._STATES, member.states, strict=False)
+        named = zip(self._rule.states, member.states, strict=False)
         return ((name, state) for name, state in named if state is not None)
 
     # -- changes by others -----------------------------------------------------------------------
@@ -182,7 +184,7 @@ class StateKeeper:
         param = member.param
         entry = self.state.get(param)
         if not entry:
-            return bool(member.states) and param not in self.waiting
+            return member.has_state and param not in self.waiting
         if param in self.waiting:
             return True
         hidden = param in self._hidden
@@ -193,7 +195,7 @@ class StateKeeper:
 
     def told_step(self, member: Member, replaced: bool) -> int | None:
         """The step count that others put into the state dict; None if nobody did."""
-        if not self._rules._HAS_STEP:
+        if not self._rule.counts_steps:
             return self.step_of(member.param) if replaced else None
         entry = self.state.get(member.param)
         if not entry:
@@ -225,7 +227,7 @@ class StateKeeper:
             elif theirs is not state:
                 state.copy_(theirs)
         tensors = dict(self._slots(member))
-        if self._rules._HAS_STEP and "step" not in (entry or {}):
+        if self._rule.counts_steps and "step" not in (entry or {}):
             tensors = self._first_step(param, group) | tensors
             self.counts.note(param, tensors["step"])
         if entry:
@@ -242,14 +244,14 @@ class StateKeeper:
     def note_step(self, member: Member) -> None:
         """A step count of others has been taken over."""
         entry = self.state.get(member.param)
-        if entry and self._rules._HAS_STEP:
+        if entry and self._rule.counts_steps:
             self.counts.note(member.param, entry.get("step", 0))
 
     def look(self, member: Member) -> tuple[dict[str, Tensor], Noted | None]:
         """What ``state`` shows of a member: its tensors by name, and its step count."""
         if not self.state.get(member.param):
             return {}, None
-        noted = self.counts.noted(member.param) if self._rules._HAS_STEP else None
+        noted = self.counts.noted(member.param) if self._rule.counts_steps else None
         return dict(self._slots(member)), noted
 
     # -- checkpoints -----------------------------------------------------------------------------
@@ -271,11 +273,11 @@ class StateKeeper:
                 state[key] = entry
                 continue
             param, group = of_number[key]
-            for name in self._rules._STATES:
+            for name in self._rule.states:
                 if isinstance(entry.get(name), Tensor):
                     _check_shape(name, entry[name], param)
-            if self._rules._HAS_STEP and int(entry.get("step", 0)) > 0:
-                _check_complete(entry, self._rules._state_names(group), key)
+            if self._rule.counts_steps and int(entry.get("step", 0)) > 0:
+                _check_complete(entry, self._rule.state_names(group), key)
             on_device = group.get("fused") or group.get("capturable")
             state[param] = {k: _copied(k, v, param, bool(on_device)) for k, v in entry.items()}
         return state

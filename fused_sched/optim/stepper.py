@@ -112,7 +112,7 @@ class Stepper:
         Args:
             everywhere: look for what no kernel reads among the members of the tables, too.
         """
-        engines = {device: engine_for(device) for device in self._devices()}
+        engines = {device: engine_for(device, self.mirror.rule) for device in self._devices()}
         planned = {d: e for d, e in engines.items() if e is not eager_engine}
         if not planned or self.fallback.takes_all:
             return None, {}
@@ -153,9 +153,9 @@ class Stepper:
         mirror = self.mirror
         plan = mirror.plans.get(device)
         if plan is None:
-            rules = type(mirror.optimizer)
-            refuse_capture(device, rules.__name__, "nothing is allocated yet")
-            plan = Plan(device, engine, rules._RULE, rules.__name__, len(self.params))
+            name = type(mirror.optimizer).__name__
+            refuse_capture(device, name, "nothing is allocated yet")
+            plan = Plan(device, engine, mirror.rule, name, len(self.params))
             mirror.plans[device] = plan
         plan.engine = engine
         return plan
@@ -175,8 +175,8 @@ class Stepper:
     def _fit(self, plan: Plan, everyone: bool) -> None:
         """Make the plan's table hold every param that has a gradient (or could have one)."""
         members = plan.table.members
-        slots = self._state_slots() if members else []
-        gone = {m.index for m in members if len(m.states) < slots[m.group]}
+        asked = self._states_asked() if members else []
+        gone = {m.index for m in members if any(m.states[s] is None for s in asked[m.group])}
         gone |= self._moved
         gone |= {m.index for m in members if m.index in self.fallback.why}
         if self.keeper.shown and not capturing(plan.device):
@@ -202,12 +202,13 @@ class Stepper:
             and local(param).device == plan.device
         ]
 
-    def _state_slots(self) -> list[int]:
-        """Per group, how many state tensors each of its params has."""
+    def _states_asked(self) -> list[list[int]]:
+        """Per group, the states that each of its params must have, by slot."""
         mirror = self.mirror
         with mirror.host_only():
+            names = list(mirror.rule.states)
             groups = mirror.optimizer.param_groups
-            return [len(mirror.state_names(group)) for group in groups]
+            return [[names.index(name) for name in mirror.state_names(g)] for g in groups]
 
     def _rebuild(
         self, plan: Plan, members: dict[int, Member], new: Sequence[int], gone: Container[int]

@@ -26,7 +26,7 @@ def before_write(mirror: Mirror, group: dict[str, Any], key: str, value: Any) ->
         mirror.drop_lean_schedule()
     if key != "lr" or isinstance(value, Tensor) or _is_zero(value):
         mirror.drop_lean()
-    columns = key in mirror.rules._KEYS
+    columns = key in mirror.rule.keys
     if columns:
         _refuse_under_capture(key)
         _refuse_unusable(mirror, group, key, value)
@@ -53,7 +53,7 @@ def _refuse_unusable(mirror: Mirror, group: dict[str, Any], key: str, value: Any
     mirror.encode(after)
     if not mirror.captured:
         return
-    if len(mirror.rules._state_names(after)) > len(mirror.rules._state_names(before)):
+    if len(mirror.rule.state_names(after)) > len(mirror.rule.state_names(before)):
         raise RuntimeError(f"param_group[{key!r}] = {value!r} needs more state, but {RELEASE}.")
     if isinstance(before.get(key), Tensor) and before[key] is not value:
         raise RuntimeError(
@@ -72,7 +72,7 @@ def after_write(mirror: Mirror, group: dict[str, Any], key: str) -> None:
     number = next((i for i, g in enumerate(optimizer.param_groups) if g is group), None)
     if number is None:
         return
-    columns = mirror.rules._KEYS.get(key, ())
+    columns = mirror.rule.keys.get(key, ())
     if not columns or mirror.recursive():
         mirror.upload()
         return

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-# -- the param table: int64 [SLOTS, rows] addresses and int64 [INFO, rows] facts ----------------
-PARAM, GRAD, STATE0, STATE1, STATE2 = range(5)
-SLOTS = 5
+# -- the param table: int64 [slots, rows] addresses and int64 [INFO, rows] facts ----------------
+PARAM, GRAD, STATE0 = range(3)  # then a slot for each further state of the rule
 
 NUMEL, GROUP, KIND, PARAM_INDEX = range(4)
 INFO = 4
@@ -50,12 +49,12 @@ class Tuning(NamedTuple):
 # Chosen from machine code so that the loads in flight on a multiprocessor are 48 KB and more, and
 # nothing is spilled. Triton 3.6.0 to 3.9.0; no GPU has measured them yet.
 TUNINGS: dict[tuple[str, int] | tuple[str, int, tuple[int, int]], Tuning] = {
-    ("sgd", 16): Tuning(vectors=2, registers=64),
-    ("sgd", 32): Tuning(vectors=2, registers=64),
-    ("sgd", 64): Tuning(vectors=2, registers=128),
-    ("adam", 16): Tuning(vectors=1, registers=72),
-    ("adam", 32): Tuning(vectors=1, registers=64),
-    ("adam", 64): Tuning(vectors=2, registers=128),
+    ("SGD", 16): Tuning(vectors=2, registers=64),
+    ("SGD", 32): Tuning(vectors=2, registers=64),
+    ("SGD", 64): Tuning(vectors=2, registers=128),
+    ("Adam", 16): Tuning(vectors=1, registers=72),
+    ("Adam", 32): Tuning(vectors=1, registers=64),
+    ("Adam", 64): Tuning(vectors=2, registers=128),
 }
 """By rule and bits of ``tuning_bits``; a key that ends in a compute capability comes first."""
 
@@ -186,17 +185,3 @@ POWER_PIECE, COSINE_PIECE, RESTARTING_PIECE = range(3)
 # -- the hyper record: float64 [2, columns, groups], per optimizer -------------------------------
 LR_COLUMN = 0
 """Every optimizer's first column is lr."""
-
-SGD_COLUMNS = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")
-ADAM_COLUMNS = (
-    "lr",
-    "beta1",
-    "beta2",
-    "eps",
-    "weight_decay",
-    "decoupled_weight_decay",
-    "maximize",
-    "amsgrad",
-    "log_beta1",
-    "log_beta2",
-)

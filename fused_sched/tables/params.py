@@ -67,6 +67,11 @@ class Member:
         """The param as the kernel addresses it."""
         return self.view if self.staged_param is None else self.staged_param
 
+    @property
+    def has_state(self) -> bool:
+        """Whether it has a state tensor at all."""
+        return any(state is not None for state in self.states)
+
     def _addresses_of_states(self) -> list[int]:
         return [0 if state is None else local(state).data_ptr() for state in self.states]
 
@@ -162,7 +167,7 @@ def _multiprocessors(device: torch.device) -> int:
 
 
 class ParamTable:
-    """Addresses [SLOTS, T], facts [INFO, T] and chunks [2, N] of T members on one device."""
+    """Addresses [slots, T], facts [INFO, T] and chunks [2, N] of T members on one device."""
 
     def __init__(self, members: Sequence[Member], device: torch.device, name: str) -> None:
         self.members = list(members)
@@ -180,7 +185,7 @@ class ParamTable:
         self._borrowed = False  # the addresses are another table's
         self._kept: list[Any] = []  # odd tensors, which a graph reads at every replay
         self.addresses = torch.zeros(
-            layout.SLOTS, max(len(self.members), 1), dtype=torch.int64, device=device
+            1 + len(self._fixed), max(len(self.members), 1), dtype=torch.int64, device=device
         )
         self._lean_addresses: Tensor | None = None
         # Scratch of the native engine on a CPU.
@@ -216,12 +221,9 @@ class ParamTable:
 
     def _fixed_addresses(self) -> list[list[int]]:
         params = [member.dense.data_ptr() for member in self.members]
-        slots = layout.SLOTS - layout.STATE0
+        slots = len(self.members[0].states) if self.members else 0
         states = [
-            [
-                0 if i >= len(m.states) or (s := m.states[i]) is None else real(local(s)).data_ptr()
-                for m in self.members
-            ]
+            [0 if (s := m.states[i]) is None else real(local(s)).data_ptr() for m in self.members]
             for i in range(slots)
         ]
         return [params, *states]

@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from fused_sched.kernels.rules import bias_correction
+from fused_sched.kernels.arithmetic import bias_correction, bias_correction_for_float32
 
 BETAS = (0.0, 0.5, 0.9, 0.95, 0.999, 0.9999, 1.0 - 1e-9)
 COUNT = 20_000 if torch.cuda.is_available() else 400
@@ -19,10 +19,10 @@ ULPS = {torch.float32: 8, torch.float64: 64}
 
 
 @triton.jit
-def _grid_kernel(steps_ptr, out_ptr, log_beta_ptr, n, C: tl.constexpr, SIZE: tl.constexpr):
+def _grid_kernel(steps_ptr, out_ptr, log_beta_ptr, n, FUNCTION: tl.constexpr, SIZE: tl.constexpr):
     at = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
     step = tl.load(steps_ptr + at, mask=at < n, other=1)
-    value = bias_correction(tl.load(log_beta_ptr), step, C)
+    value = FUNCTION(tl.load(log_beta_ptr), step.to(tl.float64))
     tl.store(out_ptr + at, value, mask=at < n)
 
 
@@ -39,9 +39,9 @@ def test_bias_correction_is_accurate_everywhere(beta, dtype, device):
     logarithm = math.log(beta) if beta > 0.0 else -math.inf
     out = torch.full(steps.shape, math.nan, dtype=dtype, device=device)
     where = torch.tensor([logarithm], dtype=torch.float64, device=device)
-    compute = tl.float32 if dtype == torch.float32 else tl.float64
+    function = bias_correction_for_float32 if dtype == torch.float32 else bias_correction
     grid = (triton.cdiv(len(steps), 128),)
-    _grid_kernel[grid](steps.to(device), out, where, len(steps), compute, 128)
+    _grid_kernel[grid](steps.to(device), out, where, len(steps), function, 128)
     true = torch.tensor(
         [-math.expm1(step * logarithm) for step in steps.tolist()], dtype=torch.float64
     )

@@ -1,8 +1,11 @@
-// Every tensor of a launch on the CPU, compiled once per instruction set (FS_ISA names the variant).
+// Every tensor of a launch on the CPU, by one rule: compiled once per rule and instruction set
+// (FS_ISA names the variant).
 //
 // Every name of this file and its headers carries the variant: inline code of one instruction set
 // must not be merged with another's at link time. For the same reason no template of the standard
 // library is used here.
+#pragma once
+
 #define fused_sched FS_ISA
 #include <atomic>
 #include <cstring>
@@ -10,7 +13,7 @@
 #include <type_traits>
 
 #include "cpu.h"
-#include "rules.h"
+#include "arithmetic.h"
 #include "storage.h"
 
 namespace fused_sched {
@@ -24,33 +27,34 @@ constexpr int kAhead = 8;           // cache lines of each array of the next ten
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// A vector of elements of storage type T through the rule.
-template <class T, class C>
-inline void update_vector(const SgdRule<C>& rule, T* p, const T* g, T* const* states) {
-  Vector<C> param = load(p), b = states[0] == nullptr ? param - param : load(states[0]);
-  rule.apply(param, load(g), b);
-  store(param, p);
-  if (states[0] != nullptr) store(b, states[0]);
+// A vector of elements through the rule; s: its states, as many as it has.
+template <class V, class R>
+inline void apply(const R& rule, V& p, V g, V* s) {
+  static_assert(R::kStates <= 6, "more states than a rule may have");
+  if constexpr (R::kStates == 0) rule.apply(p, g);
+  if constexpr (R::kStates == 1) rule.apply(p, g, s[0]);
+  if constexpr (R::kStates == 2) rule.apply(p, g, s[0], s[1]);
+  if constexpr (R::kStates == 3) rule.apply(p, g, s[0], s[1], s[2]);
+  if constexpr (R::kStates == 4) rule.apply(p, g, s[0], s[1], s[2], s[3]);
+  if constexpr (R::kStates == 5) rule.apply(p, g, s[0], s[1], s[2], s[3], s[4]);
+  if constexpr (R::kStates == 6) rule.apply(p, g, s[0], s[1], s[2], s[3], s[4], s[5]);
 }
 
-template <class T, class C>
-inline void update_vector(const AdamRule<C>& rule, T* p, const T* g, T* const* states) {
-  Vector<C> param = load(p), m = load(states[0]), v = load(states[1]);
-  if (states[2] == nullptr) {
-    rule.apply(param, load(g), m, v);
-  } else {
-    Vector<C> largest = load(states[2]);
-    rule.apply(param, load(g), m, v, largest);
-    store(largest, states[2]);
-  }
+// The same from memory and back; a state without memory reads as zero.
+template <class T, class R>
+inline void update_vector(const R& rule, T* p, const T* g, T* const* states) {
+  Vector<Compute<T>> param = load(p), s[R::kStates + 1] = {};
+  for (int k = 0; k < R::kStates; ++k)
+    if (states[k] != nullptr) s[k] = load(states[k]);
+  apply(rule, param, load(g), s);
   store(param, p);
-  store(m, states[0]);
-  store(v, states[1]);
+  for (int k = 0; k < R::kStates; ++k)
+    if (states[k] != nullptr) store(s[k], states[k]);
 }
 
 // n elements; the last, incomplete vector in a copy, so that it is rounded like the others.
 template <class T, class R>
-void update_elements(const R rule, int64_t n, T* p, T* g, T* const (&states)[R::kStates]) {
+void update_elements(const R rule, int64_t n, T* p, T* g, T* const (&states)[R::kStates + 1]) {
   constexpr int size = VectorOf<Compute<T>>::size, arrays = 2 + R::kStates;
   T* at[arrays] = {p, g};
   for (int s = 0; s < R::kStates; ++s) at[2 + s] = states[s];
@@ -170,7 +174,7 @@ class Launch {
   // does not cross the border of a page.
   void fetch_ahead(int64_t t) const {
     if (t >= args_.tensors || address(GRAD, t) == 0) return;
-    for (int slot = PARAM; slot < SLOTS; ++slot) {
+    for (int slot = PARAM; slot < STATE0 + Rule<float>::kStates; ++slot) {
       const char* start = reinterpret_cast<const char*>(address(slot, t));
       if (start == nullptr) continue;
       for (int line = 0; line < kAhead; ++line) __builtin_prefetch(start + 64 * line, 1);
@@ -199,7 +203,7 @@ class Launch {
         const int64_t where = address(slot, t);
         return where == 0 ? nullptr : reinterpret_cast<T*>(where) + begin;
       };
-      T* states[R::kStates];
+      T* states[R::kStates + 1];
       for (int s = 0; s < R::kStates; ++s) states[s] = at(STATE0 + s);
       update_elements<T>(rule, end - begin, at(PARAM), at(GRAD), states);
     }
@@ -215,8 +219,8 @@ class Launch {
       Block<C> p(kind[0], address(PARAM, t), at, n, buffers[0]);
       Block<C> g(kind[1], address(GRAD, t), at, n, buffers[1]);
       if (args_.scale != nullptr) unscale(g, n);
-      Block<C> states[Rule<C>::kStates];
-      C* data[Rule<C>::kStates];
+      Block<C> states[Rule<C>::kStates + 1];
+      C* data[Rule<C>::kStates + 1];
       for (int s = 0; s < Rule<C>::kStates; ++s) {
         const int64_t where = address(STATE0 + s, t);
         if (where != 0) states[s] = Block<C>(kind[2], where, at, n, buffers[2 + s]);
@@ -244,10 +248,4 @@ class Launch {
 };
 
 }  // namespace
-
-void update_tensors(const UpdateArgs& args, const Threads& threads) {
-  if (args.rule == SGD) Launch<SgdRule>(args).run(threads);
-  else Launch<AdamRule>(args).run(threads);
-}
-
 }  // namespace fused_sched

@@ -1,0 +1,81 @@
+"""The C++ that is written from Python: each optimizer's rule, and the list of them.
+
+``setup.py`` imports this where neither torch nor Triton is installed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from fused_sched.rules.cpp import struct
+from fused_sched.rules.source import RuleSource, from_text
+
+_HEAD = "// Written by fused_sched/engines/native_sources.py from {0}; do not edit.\n"
+
+
+def built_in() -> list[tuple[str, RuleSource]]:
+    """(file, rule) of every optimizer of the package."""
+    folder = Path(__file__).resolve().parent.parent / "optim"
+    return [
+        (f"fused_sched/optim/{path.name}", rule)
+        for path in sorted(folder.glob("*.py"))
+        for rule in from_text(path.read_text(encoding="utf-8"), str(path))
+    ]
+
+
+def generated(rules: Sequence[tuple[str, RuleSource]]) -> dict[str, str]:
+    """Name -> text of every file that is written beside ``csrc/``.
+
+    ``<Rule>.h`` has the struct; ``<Rule>.cpp`` its launch on the CPU, for one instruction set;
+    ``rules.h`` all structs; ``rule_list.h`` ``FS_RULES(X)``, which is ``X(Adam) X(SGD)``.
+    """
+    names = [rule.name for _, rule in rules]
+    every = _HEAD.format("fused_sched/optim") + "#pragma once\n\n"
+    files = {
+        "rule_list.h": every + f"#define FS_RULES(X) {' '.join(f'X({name})' for name in names)}\n",
+        "rules.h": every + "".join(f'#include "{name}.h"\n' for name in names),
+    }
+    for file, rule in rules:
+        files[f"{rule.name}.h"] = header(file, rule)
+        files[f"{rule.name}.cpp"] = launch(file, rule, f"void update_{rule.name}")
+    return files
+
+
+def header(file: str, rule: RuleSource) -> str:
+    """``<Rule>.h``."""
+    return (
+        f'{_HEAD.format(file)}#pragma once\n\n#include "arithmetic.h"\n\n'
+        f"namespace fused_sched {{\n\n{struct(rule)}\n}}  // namespace fused_sched\n"
+    )
+
+
+def launch(file: str, rule: RuleSource, function: str) -> str:
+    """``<Rule>.cpp``, whose ``function`` updates every tensor of a launch."""
+    return (
+        f'{_HEAD.format(file)}#include "cpu_update.h"\n#include "{rule.name}.h"\n\n'
+        "namespace fused_sched {\n\n"
+        f"{function}(const UpdateArgs& args, const Threads& threads) {{\n"
+        f"  Launch<{rule.name}Rule>(args).run(threads);\n"
+        "}\n\n}  // namespace fused_sched\n"
+    )
+
+
+def write(files: Mapping[str, str], folder: Path) -> None:
+    """Write what is not there yet: a file that stays as it is compiles nothing anew."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        path = folder / name
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+
+
+def digest(csrc: Path, files: Mapping[str, str]) -> str:
+    """A name for what the library is made of."""
+    found = hashlib.sha256()
+    for path in sorted(csrc.glob("*.[ch]*")):
+        found.update(path.read_bytes())
+    for name in sorted(files):
+        found.update(files[name].encode())
+    return found.hexdigest()[:32]

@@ -1,0 +1,151 @@
+"""What an optimizer's class states about its step, as the rest of the package reads it."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from . import source
+from .numbers import numbers
+
+LOG = "log_"
+"""``log_<name>`` is the logarithm of column ``<name>``, also while a schedule moves that."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rule:
+    """An optimizer's arithmetic, and where its numbers come from.
+
+    Attributes:
+        name: the class that states the arithmetic: a subclass that changes none shares it.
+        coefficients: ``(lr, ..., step)`` to a tuple of numbers.
+        apply: ``(p, g, *states, c)`` to the new ``(p, *states)``, of each element.
+        columns: the hyperparameters that the device keeps, ``lr`` first.
+        keys: the columns that each key of a param group fills.
+        states: the names of the state tensors in ``optimizer.state``, in the rule's order, and what
+            a param group must have for them: True, or the key that must not be 0 or False.
+        counts_steps: ``optimizer.state`` has torch's ``step``.
+    """
+
+    name: str
+    coefficients: Callable[..., Any]
+    apply: Callable[..., Any]
+    columns: tuple[str, ...]
+    keys: Mapping[str, tuple[str, ...]]
+    states: Mapping[str, bool | str]
+    counts_steps: bool
+
+    @property
+    def is_built_in(self) -> bool:
+        """Whether the installed library has it compiled."""
+        return self.apply.__module__.startswith("fused_sched.optim.")
+
+    @property
+    def required(self) -> int:
+        """How many states, from the first on, every group keeps."""
+        conditions = list(self.states.values())
+        return next((i for i, c in enumerate(conditions) if c is not True), len(conditions))
+
+    def text(self) -> source.RuleSource:
+        """Its two functions, read from their source.
+
+        Raises:
+            RuleError: the source cannot be read, or is no arithmetic that a kernel knows.
+        """
+        return source.from_functions(self.name, self.coefficients, self.apply)
+
+    def encode(self, group: Mapping[str, Any]) -> list[float]:
+        """A group's values in the order of the columns."""
+        for key, count in self._several.items():
+            if len(group[key]) != count:
+                raise ValueError(f"param_group[{key!r}] has {len(group[key])} values, not {count}")
+        found = numbers(
+            (key, group[key] if index is None else group[key][index])
+            for key, index, _ in self._places
+        )
+        return [
+            _log(value) if logs else value
+            for value, (_, _, logs) in zip(found, self._places, strict=True)
+        ]
+
+    @functools.cached_property
+    def _places(self) -> list[tuple[str, int | None, bool]]:
+        """Of each column: the key of a group, the number in its tuple, and whether it is a log."""
+        return [(*_key(name.removeprefix(LOG)), name.startswith(LOG)) for name in self.columns]
+
+    @functools.cached_property
+    def _several(self) -> dict[str, int]:
+        """The keys whose value is a tuple, and its length."""
+        return {key: index + 1 for key, index, _ in self._places if index is not None}
+
+    def decode(self, group: dict[str, Any], column: str, value: float) -> None:
+        """Put a column's value into a group, if it is another than the group's.
+
+        Past the group's own methods, which would send it to the device.
+        """
+        key, index = _key(column)
+        here = dict.__getitem__(group, key)
+        if index is None:
+            if not isinstance(here, Tensor) and here != value:
+                dict.__setitem__(group, key, value)
+            return
+        if here[index] != value:
+            values = list(here)
+            values[index] = value
+            dict.__setitem__(group, key, tuple(values))
+
+    def state_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        """The states that a param of this group has."""
+        return tuple(n for n, when in self.states.items() if when is True or group[str(when)])
+
+
+def rule_of(cls: type[Any]) -> Rule | None:
+    """The rule that a class of optimizers states or inherits; None of an abstract one."""
+    apply = getattr(cls, "rule", None)
+    coefficients = getattr(cls, "coefficients", None)
+    if apply is None or coefficients is None:
+        return None
+    columns = tuple(inspect.signature(coefficients).parameters)[:-1]
+    rule = Rule(
+        name=apply.__qualname__.split(".")[-2],
+        coefficients=coefficients,
+        apply=apply,
+        columns=columns,
+        keys=_keys(columns),
+        states=cls.states,
+        counts_steps=cls.counts_steps,
+    )
+    if not rule.is_built_in:
+        read = rule.text()
+        if len(read.states) != len(rule.states):
+            raise source.RuleError(
+                f"{cls.__name__}.states names {len(rule.states)} tensors, but its rule() takes "
+                f"{len(read.states)} between the gradient and the coefficients"
+            )
+    return rule
+
+
+def _keys(columns: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    keys: dict[str, tuple[str, ...]] = {}
+    for name in columns:
+        key = _key(name.removeprefix(LOG))[0]
+        keys[key] = (*keys.get(key, ()), name)
+    return keys
+
+
+@functools.cache
+def _key(column: str) -> tuple[str, int | None]:
+    """Which key of a param group a column is of: ``beta1`` is the first of ``betas``."""
+    if column[-1].isdigit():
+        return f"{column[:-1]}s", int(column[-1]) - 1
+    return column, None
+
+
+def _log(value: float) -> float:
+    return math.log(value) if value > 0.0 else -math.inf

@@ -1,0 +1,293 @@
+"""A rule's two functions, read from their source text and checked.
+
+``coefficients(lr, ..., step)`` turns a group's hyperparameters into the numbers that every element
+shares; ``rule(p, g, *states, c)`` updates one element. Both are straight lines of arithmetic:
+assignments to names, operators, comparisons, the functions of ``arithmetic.py``, one ``return``.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+FUNCTIONS = {
+    "where": 3,
+    "sqrt": 1,
+    "exp": 1,
+    "log": 1,
+    "abs": 1,
+    "maximum": 2,
+    "minimum": 2,
+    "bias_correction": 2,
+}
+"""The functions of ``arithmetic.py``, and how many arguments each takes."""
+
+NUMBER, TRUTH = "number", "truth value"
+
+ALLOWED = (
+    "names, numbers, + - * /, comparisons, & | ~ of them, "
+    f"and {', '.join(FUNCTIONS)} of fused_sched.rules.arithmetic"
+)
+
+_OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.BitAnd, ast.BitOr)
+_SIGNS = (ast.USub, ast.UAdd, ast.Invert)
+_COMPARISONS = (ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.Eq, ast.NotEq)
+
+
+class RuleError(TypeError):
+    """A rule uses what its arithmetic does not know; the message names the line."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """``name = value``; ``comment`` is what stands above it, or behind it, without the ``#``."""
+
+    name: str
+    value: ast.expr
+    comment: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Function:
+    """One of the two functions.
+
+    Attributes:
+        unpacked: the names that ``a, b = c`` at the start of a rule gives to the coefficients.
+        results: what is returned, one expression for each value.
+    """
+
+    name: str
+    doc: str
+    parameters: tuple[str, ...]
+    unpacked: tuple[str, ...]
+    body: tuple[Assignment, ...]
+    results: tuple[ast.expr, ...]
+
+
+@dataclass(frozen=True)
+class RuleSource:
+    """Both functions of the class ``name``."""
+
+    name: str
+    coefficients: Function
+    rule: Function
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The hyperparameters that the coefficients are made of."""
+        return self.coefficients.parameters[:-1]
+
+    @property
+    def states(self) -> tuple[str, ...]:
+        """The rule's own names for its states."""
+        return self.rule.parameters[2:-1]
+
+
+def from_text(text: str, file: str) -> list[RuleSource]:
+    """Every rule that a file states: its classes with both functions."""
+    found = []
+    for node in ast.walk(ast.parse(text, file)):
+        if isinstance(node, ast.ClassDef):
+            methods = {part.name: part for part in node.body if isinstance(part, ast.FunctionDef)}
+            if {"coefficients", "rule"} <= methods.keys():
+                lines = text.splitlines()
+                reader = _Reader(file, lines, 0)
+                found.append(_paired(node.name, reader, reader, methods))
+    return found
+
+
+def from_functions(
+    name: str, coefficients: Callable[..., Any], rule: Callable[..., Any]
+) -> RuleSource:
+    """The rule of a class that was defined at run time.
+
+    Raises:
+        RuleError: the source of a function cannot be read, or is no arithmetic.
+    """
+    readers: list[_Reader] = []
+    methods: dict[str, ast.FunctionDef] = {}
+    for key, function in (("coefficients", coefficients), ("rule", rule)):
+        try:
+            lines, first = inspect.getsourcelines(function)
+        except (OSError, TypeError) as error:
+            raise RuleError(
+                f"{name}.{key}: its source cannot be read ({error}); "
+                "define the class in a file or a notebook"
+            ) from error
+        text = textwrap.dedent("".join(lines))
+        node = next(n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef))
+        file = inspect.getsourcefile(function) or key
+        readers.append(_Reader(file, text.splitlines(), first - 1))
+        methods[key] = node
+    return _paired(name, readers[0], readers[1], methods)
+
+
+def _paired(
+    name: str, first: _Reader, second: _Reader, methods: dict[str, ast.FunctionDef]
+) -> RuleSource:
+    coefficients = first.read(methods["coefficients"], unpacks=False)
+    rule = second.read(methods["rule"], unpacks=True)
+    source = RuleSource(name, coefficients, rule)
+    if coefficients.parameters[:1] != ("lr",) or coefficients.parameters[-1] != "step":
+        first.refuse(
+            methods["coefficients"], "coefficients(lr, ..., step) takes lr first and step last"
+        )
+    if len(rule.parameters) < 3:
+        second.refuse(methods["rule"], "rule(p, g, *states, c) takes the param, its gradient, "
+                      "each state, and the coefficients")  # fmt: skip
+    if len(rule.results) != len(source.states) + 1:
+        second.refuse(
+            methods["rule"],
+            f"it must return p and its {len(source.states)} states, in their order",
+        )
+    if len(rule.unpacked) != len(coefficients.results):
+        second.refuse(
+            methods["rule"],
+            f"coefficients() returns {len(coefficients.results)} values; "
+            f"the rule unpacks {len(rule.unpacked)}",
+        )
+    return source
+
+
+class _Reader:
+    """Reads functions of one file; ``offset`` is the line number before its first line."""
+
+    def __init__(self, file: str, lines: list[str], offset: int) -> None:
+        self.file = file
+        self.lines = lines
+        self.offset = offset
+
+    def refuse(self, node: ast.AST, what: str) -> NoReturn:
+        line = self.offset + getattr(node, "lineno", 0)
+        raise RuleError(f"{self.file}:{line}: {what}")
+
+    def read(self, function: ast.FunctionDef, unpacks: bool) -> Function:
+        """A function's parts.
+
+        Args:
+            unpacks: its last parameter is a tuple, which the first line takes apart.
+        """
+        arguments = function.args
+        if arguments.vararg or arguments.kwarg or arguments.kwonlyargs or arguments.defaults:
+            self.refuse(function, f"{function.name}() takes plain positional parameters alone")
+        parameters = tuple(a.arg for a in [*arguments.posonlyargs, *arguments.args])
+        statements = list(function.body)
+        doc = ast.get_docstring(function) or ""
+        if doc:
+            statements.pop(0)
+        unpacked: tuple[str, ...] = ()
+        known = dict.fromkeys(parameters, NUMBER)
+        if unpacks and statements and self._takes_apart(statements[0], parameters[-1]):
+            unpacked = _names(statements.pop(0).targets[0])  # type: ignore[attr-defined]
+            del known[parameters[-1]]
+            known |= dict.fromkeys(unpacked, NUMBER)
+        if not statements or not isinstance(statements[-1], ast.Return):
+            self.refuse(function, f"{function.name}() must end with a return")
+        last = statements.pop()
+        body = [part for s in statements for part in self._assignments(s, known, unpacked)]
+        value = last.value  # type: ignore[attr-defined]
+        results = tuple(value.elts) if isinstance(value, ast.Tuple) else (value,)
+        for result in results:
+            if self._check(result, known) != NUMBER and unpacks:
+                self.refuse(result, "a rule returns numbers: write where(condition, 1.0, 0.0)")
+        return Function(function.name, doc, parameters, unpacked, tuple(body), results)
+
+    @staticmethod
+    def _takes_apart(statement: ast.stmt, name: str) -> bool:
+        return (
+            isinstance(statement, ast.Assign)
+            and isinstance(statement.value, ast.Name)
+            and statement.value.id == name
+            and isinstance(statement.targets[0], ast.Tuple | ast.Name)
+        )
+
+    def _assignments(
+        self, statement: ast.stmt, known: dict[str, str], fixed: tuple[str, ...]
+    ) -> list[Assignment]:
+        if isinstance(statement, ast.AugAssign) and isinstance(statement.target, ast.Name):
+            here = ast.copy_location(ast.Name(statement.target.id), statement)
+            value: ast.expr = ast.copy_location(
+                ast.BinOp(here, statement.op, statement.value), statement
+            )
+            pairs = [(statement.target.id, value)]
+        elif (
+            isinstance(statement, ast.Assign)
+            and len(statement.targets) == 1
+            and isinstance(statement.targets[0], ast.Name)
+        ):
+            pairs = [(statement.targets[0].id, statement.value)]
+        else:
+            self.refuse(
+                statement,
+                f"{ast.unparse(statement).splitlines()[0]!r} is no assignment to one name; "
+                "a rule has no branches or loops: write where(condition, a, b)",
+            )
+        comment = self._comment(statement)
+        for name, value in pairs:
+            if name in fixed:
+                self.refuse(statement, f"{name!r} is a coefficient; assign to another name")
+            known[name] = self._check(value, known)
+        return [Assignment(name, value, comment) for name, value in pairs]
+
+    def _comment(self, statement: ast.stmt) -> tuple[str, ...]:
+        """The comment lines above a statement, and the comment behind it."""
+        found: list[str] = []
+        at = statement.lineno - 2
+        while at >= 0 and self.lines[at].strip().startswith("#"):
+            found.insert(0, self.lines[at].strip().lstrip("# "))
+            at -= 1
+        last = (statement.end_lineno or statement.lineno) - 1
+        behind = self.lines[last][statement.end_col_offset or 0 :].strip()
+        if behind.startswith("#") and not behind.startswith("# fmt"):
+            found.append(behind.lstrip("# "))
+        return tuple(found)
+
+    def _check(self, node: ast.expr, known: Mapping[str, str]) -> str:
+        """``NUMBER`` or ``TRUTH``, what an expression is; refuse what no kernel computes."""
+        if isinstance(node, ast.Name) and node.id in known:
+            return known[node.id]
+        if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+            return NUMBER
+        if isinstance(node, ast.BinOp) and isinstance(node.op, _OPERATORS):
+            kind = TRUTH if isinstance(node.op, ast.BitAnd | ast.BitOr) else NUMBER
+            return self._asked([node.left, node.right], [kind, kind], kind, known)
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, _SIGNS):
+            kind = TRUTH if isinstance(node.op, ast.Invert) else NUMBER
+            return self._asked([node.operand], [kind], kind, known)
+        if isinstance(node, ast.Compare) and isinstance(node.ops[0], _COMPARISONS):
+            if len(node.ops) == 1:
+                parts = [node.left, *node.comparators]
+                return self._asked(parts, [NUMBER, NUMBER], TRUTH, known)
+            self.refuse(node, "write two comparisons with & between them")
+        if isinstance(node, ast.Call) and self._is_known(node):
+            kinds = [NUMBER] * len(node.args)
+            if ast.unparse(node.func) == "where":
+                kinds[0] = TRUTH
+            return self._asked(node.args, kinds, NUMBER, known)
+        self.refuse(node, f"{ast.unparse(node)!r} is not known here; allowed are {ALLOWED}")
+
+    def _asked(
+        self, parts: list[ast.expr], kinds: list[str], result: str, known: Mapping[str, str]
+    ) -> str:
+        for part, kind in zip(parts, kinds, strict=True):
+            found = self._check(part, known)
+            if found != kind:
+                cure = "compare it, as x != 0" if kind == TRUTH else "write where(it, 1.0, 0.0)"
+                self.refuse(part, f"{ast.unparse(part)!r} is a {found}, not a {kind}: {cure}")
+        return result
+
+    def _is_known(self, call: ast.Call) -> bool:
+        return (
+            isinstance(call.func, ast.Name)
+            and FUNCTIONS.get(call.func.id) == len(call.args)
+            and not call.keywords
+        )
+
+
+def _names(target: ast.expr) -> tuple[str, ...]:
+    parts = target.elts if isinstance(target, ast.Tuple) else [target]
+    return tuple(part.id for part in parts if isinstance(part, ast.Name))
