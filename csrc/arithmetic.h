@@ -22,6 +22,8 @@ struct Hyper {
 // 1 - beta ** step; beta = 0 has log -inf and gives 1.
 FS_INLINE double bias_correction(double log_beta, double step) { return -expm1(step * log_beta); }
 
+FS_INLINE bool negate(bool x) { return !x; }
+
 FS_INLINE float sqrt(float x) { return ::sqrtf(x); }
 FS_INLINE double sqrt(double x) { return ::sqrt(x); }
 FS_INLINE float exp(float x) { return ::expf(x); }
@@ -30,7 +32,6 @@ FS_INLINE float log(float x) { return ::logf(x); }
 FS_INLINE double log(double x) { return ::log(x); }
 FS_INLINE float abs(float x) { return ::fabsf(x); }
 FS_INLINE double abs(double x) { return ::fabs(x); }
-FS_INLINE bool negate(bool x) { return !x; }
 
 #ifndef __CUDACC__
 template <class V>

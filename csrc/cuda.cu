@@ -287,9 +287,11 @@ cudaError_t load_all() {
 }  // namespace
 }  // namespace fused_sched
 
-using namespace fused_sched;
+// The names of fused_sched are taken in function by function: its sqrt beside CUDA's own would be
+// ambiguous to CUDA's headers.
 
 const char* cuda_update(const CudaUpdateArgs& args, const int64_t* grads, int64_t count) {
+  using namespace fused_sched;
   if (count != 0 && count != args.args.tensors) return "not one gradient for each tensor";
   if (count > kCudaGradients || args.kind_count > kKinds) return "too many gradients or kinds";
   Launch launch{args.args, args.chunks, args.chunk_size, count == 0, {}};
@@ -302,11 +304,15 @@ const char* cuda_update(const CudaUpdateArgs& args, const int64_t* grads, int64_
 }
 
 const char* cuda_advance(const CudaAdvanceArgs& args) {
+  using namespace fused_sched;
   AdvanceArgs parameters = args.args;
   return on_device(args.device, [&] { return start(advance_kernel, 1, args.stream, parameters); });
 }
 
-const char* cuda_load(int64_t device) { return on_device(device, load_all); }
+const char* cuda_load(int64_t device) {
+  using namespace fused_sched;
+  return on_device(device, load_all);
+}
 
 int64_t cuda_device() {
   int device;
@@ -315,6 +321,7 @@ int64_t cuda_device() {
 
 // To ask a GPU that nothing uses would make a context there.
 bool cuda_captures(int64_t device, void* stream) {
+  using namespace fused_sched;
   if (!in_use(device)) return false;
   cudaStreamCaptureStatus status;
   const char* error = on_device(device, [&] {

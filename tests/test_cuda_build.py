@@ -90,7 +90,7 @@ def cuobjdump(library: Path, *options: str) -> str:
 
 
 def by_kernel(dump: str) -> dict[tuple[str, str], str]:
-    """(architecture, kernel) -> its part of a dump; as in ``("sm_90", "adam 480")``."""
+    """(architecture, kernel) -> its part of a dump; as in ``("sm_90", "Adam 480")``."""
     found = {}
     for image in re.split(r"^arch = ", dump, flags=re.M)[1:]:
         arch = image.split()[0]
@@ -98,12 +98,12 @@ def by_kernel(dump: str) -> dict[tuple[str, str], str]:
             match = re.match(r"\w*?(?:(Adam|SGD)RuleELb(\d)ELi(\d+)E|(advance_kernel))", part)
             assert match is not None, part[:200]
             rule, wide, count, other = match.groups()
-            name = other or f"{rule.lower()} {'wide ' if wide == '1' else ''}{count}"
+            name = other or f"{rule} {'wide ' if wide == '1' else ''}{count}"
             found[arch, name] = part
     return found
 
 
-KERNELS = {"adam 480", "adam 4000", "adam wide 4000", "sgd 480", "sgd 4000", "sgd wide 4000"}
+KERNELS = {"Adam 480", "Adam 4000", "Adam wide 4000", "SGD 480", "SGD 4000", "SGD wide 4000"}
 KERNELS |= {"advance_kernel"}
 
 
@@ -175,8 +175,8 @@ def test_it_compiles_with_cuda_12s_headers_and_assembler(tmp_path):
 # -- its machine code ----------------------------------------------------------------------------
 
 UPDATES = sorted(KERNELS - {"advance_kernel"})
-STATES = {"adam": 3, "sgd": 1}
-PLACES = {"adam": 1, "sgd": 2}
+STATES = {"Adam": 3, "SGD": 1}
+PLACES = {"Adam": 1, "SGD": 2}
 """Where a thread's loads are in flight at a time, each of a pack of every array."""
 
 BLOCKS, THREADS = 8, 128
@@ -671,7 +671,7 @@ def second_gpu(on_host) -> Any:
 
 def test_launch_on_a_second_gpu_makes_no_context_on_the_first(second_gpu, monkeypatch):
     monkeypatch.setattr(native_cuda, "_where", lambda device: [1, 0])
-    Tables("sgd").launch()
+    Tables("SGD").launch()
     assert second_gpu.cuda_on_host_launched_on() == 1
     assert second_gpu.cuda_on_host_contexts() == 0b10
     assert not second_gpu.cuda_on_host_holds()
@@ -680,7 +680,7 @@ def test_launch_on_a_second_gpu_makes_no_context_on_the_first(second_gpu, monkey
 def test_failing_launch_leaves_no_context_behind(second_gpu, monkeypatch):
     monkeypatch.setattr(native_cuda, "_where", lambda device: [9, 0])
     with pytest.raises(RuntimeError, match="CUDA error"):
-        Tables("sgd").launch()
+        Tables("SGD").launch()
     assert second_gpu.cuda_on_host_contexts() == 0 and not second_gpu.cuda_on_host_holds()
 
 

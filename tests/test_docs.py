@@ -21,6 +21,7 @@ import torch
 import fused_sched
 from fused_sched import cli
 from fused_sched.engines import available
+from fused_sched.swap import OPTIMIZERS
 from tests.cases import SCHEDULERS, plain_step
 from tests.gpu import capture as stand_in
 from tests.interpreter import quick
@@ -29,8 +30,8 @@ from tests.twins import our_side, stock_side
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = {str(path.relative_to(DOCS)): path for path in sorted(DOCS.rglob("*.md"))}
-NOT_RUN = ("add_optimizer.md", "add_scheduler.md", "graphs.md")
-"""tests/test_contributing.py applies the first two; the third has tests of its own below."""
+NOT_RUN = ("add_optimizer.md", "add_scheduler.md", "from_a_paper.md", "graphs.md")
+"""The first three are run by tests/test_own_rules.py and test_contributing.py; the last below."""
 
 SNIPPET = re.compile(r'^--8<-- "([^":]+)(?::(\w+))?"$', re.MULTILINE)
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -179,7 +180,7 @@ def test_graphs_page_runs_on_a_gpu(plain):
 
 
 def test_swap_table_names_every_optimizer():
-    assert sorted(rows("swap.md", "Optimizers")) == sorted(fused_sched.optim.__all__)
+    assert sorted(rows("swap.md", "Optimizers")) == sorted(c.__name__ for c in OPTIMIZERS.values())
 
 
 def test_swap_table_names_every_scheduler():
@@ -428,7 +429,7 @@ def test_site_asks_for_no_font_and_no_script_of_others():
 
 
 CLASSES = [
-    *(getattr(fused_sched.optim, name) for name in fused_sched.optim.__all__),
+    *OPTIMIZERS.values(),
     *(
         getattr(fused_sched.lr_scheduler, name)
         for name in fused_sched.lr_scheduler.__all__

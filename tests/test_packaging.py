@@ -88,7 +88,7 @@ def test_shipped_sources_are_compiled_at_the_first_use(built, tmp_path):
 def test_build_compiles_the_engine_or_goes_on_without(compiler, libraries, tmp_path):
     folders = ("--build-lib", str(tmp_path / "lib"), "--build-temp", str(tmp_path / "temp"))
     run_python("setup.py", "--quiet", "build_ext", *folders, CXX=compiler)
-    assert len(list(tmp_path.rglob("_native.abi3.so"))) == libraries
+    assert len(list((tmp_path / "lib").rglob("_native.abi3.so"))) == libraries
 
 
 def test_trains_where_triton_is_not_importable():

@@ -21,7 +21,7 @@ from fused_sched.tables import layout
 from tests.interpreter import quick
 
 CPU = torch.device("cpu")
-ADAM = Key("adam", 32)
+ADAM = Key("Adam", 32)
 
 
 def row(choice: str, to_present: float) -> Row:
@@ -47,8 +47,8 @@ def test_within_a_choice_tables_and_kernels_are_made_by_it() -> None:
     choice = Choice(before.vectors + 1, 48, 2 * before.waves, "acq_rel")
     with using(choice, ADAM, CPU):
         assert present(ADAM, CPU) == choice
-        assert layout.tuning("adam", 32, (0, 0)) == layout.Tuning(choice.vectors, 48)
-        assert layout.tuning("sgd", 32, (0, 0)) != layout.tuning("adam", 32, (0, 0))
+        assert layout.tuning("Adam", 32, (0, 0)) == layout.Tuning(choice.vectors, 48)
+        assert layout.tuning("SGD", 32, (0, 0)) != layout.tuning("Adam", 32, (0, 0))
     assert present(ADAM, CPU) == before
 
 
@@ -71,7 +71,7 @@ def test_a_step_with_a_choice_is_a_step() -> None:
         trained = Trained(Case("SGD", "float32", 80), CPU, "triton")
         before = trained.params[0].detach().clone()
         expected = before - trained.params[0].grad * 1e-4
-        with using(Choice(1, 64, 4, "acq_rel"), Key("sgd", 32), CPU):
+        with using(Choice(1, 64, 4, "acq_rel"), Key("SGD", 32), CPU):
             trained.runner()  # whose first launch is a step
     torch.testing.assert_close(trained.params[0].detach(), expected)
 
@@ -115,13 +115,13 @@ def test_the_search_measures_chooses_and_writes(
     with quick():
         assert command.main(["--quick", "--elements", "16", "40", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    assert '("adam", 32, (0, 0)): Tuning(vectors=1, registers=56),' in printed
+    assert '("Adam", 32, (0, 0)): Tuning(vectors=1, registers=56),' in printed
     assert "WAVES = 8" in printed and f'TICKET_ORDER = "{layout.TICKET_ORDER}"' in printed
     (saved,) = tmp_path.glob("tuning-*.json")
     result = Result.load(saved, Row)
     assert {one.part for one in result.rows} == {*(part.name for part in PARTS), "chosen"}
     assert {one.task for one in result.rows} == set(cases.TASKS)
-    assert result.record["chosen"]["sgd 16"]["waves"] == 8
+    assert result.record["chosen"]["SGD 16"]["waves"] == 8
     page = saved.with_suffix(".md").read_text()
     assert all(part.name in page for part in PARTS)
     assert printed.splitlines()[:10] == page.splitlines()[:10] and "| waves |" not in printed
@@ -155,6 +155,6 @@ def test_what_to_write_names_every_rule_and_width() -> None:
     searching = Search(CPU, [16], command.QUICK, until=0.0)
     text = lines_of_layout(searching.chosen, CPU)
     assert text.count("Tuning(") == 4
-    for rule in ("adam", "sgd"):
+    for rule in ("Adam", "SGD"):
         for bits in (16, 32):
             assert f'("{rule}", {bits}, (0, 0))' in text

@@ -32,7 +32,7 @@ class Variant:
 
     @property
     def name(self) -> str:
-        """For example `adam, 2 states, scaler`."""
+        """For example `Adam, 2 states, scaler`."""
         plural = "s" * (self.states != 1)
         return f"{self.rule}, {self.states} state{plural}{', scaler' * self.scaler}"
 

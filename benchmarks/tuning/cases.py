@@ -19,9 +19,9 @@ TENSORS = 8
 COPY = "copy"
 
 TASKS: dict[str, tuple[str, str, dict[str, Any], int]] = {
-    "Adam": ("adam", "Adam", {}, 2),
-    "SGD, momentum": ("sgd", "SGD", {"momentum": 0.9}, 1),
-    "SGD": ("sgd", "SGD", {}, 0),
+    "Adam": ("Adam", "Adam", {}, 2),
+    "SGD, momentum": ("SGD", "SGD", {"momentum": 0.9}, 1),
+    "SGD": ("SGD", "SGD", {}, 0),
 }
 """By the name in the rows: rule, optimizer, its options, its states."""
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from fused_sched import __version__
 
-from . import bench, doctor, plot, run
+from . import bench, doctor, plot, rule, run
 
 _COMMANDS = (
     (
@@ -28,6 +28,12 @@ _COMMANDS = (
         bench.add_arguments,
         "time a step of this package beside stock torch's, on this machine",
         "The ways take turns; takes about ten seconds.",
+    ),
+    (
+        "rule",
+        rule.add_arguments,
+        "print an optimizer's arithmetic, as it is written or as the C++ that is compiled",
+        "Reads the source; runs nothing of it.",
     ),
     (
         "run",

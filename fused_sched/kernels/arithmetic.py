@@ -77,7 +77,7 @@ def bias_correction(log_beta, step):
 
 @triton.jit
 def bias_correction_for_float32(log_beta, step):
-    """1 - beta ** step to 4e-9, the polynomial's error for x > -2: exp is approximate in float32."""
+    """1 - beta ** step to 4e-9, the polynomial's error for x > -2: a GPU's exp is approximate."""
     x = tl.maximum(step * log_beta, -100.0)
     return _correction(x, tl.exp(x.to(tl.float32)).to(tl.float64), -2.0)
 

@@ -80,6 +80,7 @@ class FusedOptimizer(stock.Optimizer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.__dict__[self._LEDGER] = Ledger(self)
         super().__init__(*args, **kwargs)
+        self._rule.check_keys(self.param_groups)
         self._ledger.stepper.adopt()
 
     @property

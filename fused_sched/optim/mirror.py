@@ -139,7 +139,7 @@ class Mirror:
             if self._put_off is not None:
                 return  # nothing moves a value there
             if (view := self._view()) is not None:
-                view.show(self.rules._decode)
+                view.show(self.rule.decode)
                 return
             if not self._governs:
                 self.settle()

@@ -6,11 +6,11 @@ import ctypes
 from collections.abc import Callable, Container, Sequence
 from typing import Any
 
+from fused_sched.rules.numbers import keep_ints
 from fused_sched.tables import layout
 from fused_sched.tables.block import Block, numbers_of
 from fused_sched.tables.program import Assembled
 
-from .numbers import keep_ints
 
 _Group = Callable[[], dict[str, Any] | None]
 

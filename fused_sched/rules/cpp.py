@@ -263,10 +263,9 @@ class _Expression:
         if isinstance(node, ast.Call):
             return self._call(node, least)
         if isinstance(node, ast.UnaryOp):
-            sign = "-" if isinstance(node.op, ast.USub) else "+"
             if isinstance(node.op, ast.Invert):
                 return f"negate({self.text(node.operand)})"
-            return f"{sign}{self.text(node.operand, _SIGN)}"
+            return f"-{self.text(node.operand, _SIGN)}"
         left, operator, right = _parts(node)
         level, spelled = _PRECEDENCE[operator]
         inside = level if operator not in (ast.BitOr, ast.BitAnd) else _SIGN

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,15 +60,19 @@ class Rule:
         """
         return source.from_functions(self.name, self.coefficients, self.apply)
 
+    def check_keys(self, groups: Sequence[Mapping[str, Any]]) -> None:
+        """Raise KeyError for a hyperparameter that no default and no group gives."""
+        for number, group in enumerate(groups):
+            for key in (*self.keys, *filter(_is_key, self.states.values())):
+                if key not in group:
+                    raise KeyError(
+                        f"{self.name} asks for {key!r}, which param group {number} lacks; add it "
+                        "to the defaults that the constructor passes on"
+                    )
+
     def encode(self, group: Mapping[str, Any]) -> list[float]:
         """A group's values in the order of the columns."""
-        for key, count in self._several.items():
-            if len(group[key]) != count:
-                raise ValueError(f"param_group[{key!r}] has {len(group[key])} values, not {count}")
-        found = numbers(
-            (key, group[key] if index is None else group[key][index])
-            for key, index, _ in self._places
-        )
+        found = numbers((key, _value(group, key, index)) for key, index, _ in self._places)
         return [
             _log(value) if logs else value
             for value, (_, _, logs) in zip(found, self._places, strict=True)
@@ -78,11 +82,6 @@ class Rule:
     def _places(self) -> list[tuple[str, int | None, bool]]:
         """Of each column: the key of a group, the number in its tuple, and whether it is a log."""
         return [(*_key(name.removeprefix(LOG)), name.startswith(LOG)) for name in self.columns]
-
-    @functools.cached_property
-    def _several(self) -> dict[str, int]:
-        """The keys whose value is a tuple, and its length."""
-        return {key: index + 1 for key, index, _ in self._places if index is not None}
 
     def decode(self, group: dict[str, Any], column: str, value: float) -> None:
         """Put a column's value into a group, if it is another than the group's.
@@ -145,6 +144,19 @@ def _key(column: str) -> tuple[str, int | None]:
     if column[-1].isdigit():
         return f"{column[:-1]}s", int(column[-1]) - 1
     return column, None
+
+
+def _value(group: Mapping[str, Any], key: str, index: int | None) -> Any:
+    value = group[key]
+    if index is None:
+        return value
+    if index >= len(value):
+        raise ValueError(f"param_group[{key!r}] has {len(value)} values, not {index + 1}")
+    return value[index]
+
+
+def _is_key(condition: bool | str) -> bool:
+    return isinstance(condition, str)
 
 
 def _log(value: float) -> float:

@@ -34,7 +34,7 @@ ALLOWED = (
 )
 
 _OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.BitAnd, ast.BitOr)
-_SIGNS = (ast.USub, ast.UAdd, ast.Invert)
+_SIGNS = (ast.USub, ast.Invert)
 _COMPARISONS = (ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.Eq, ast.NotEq)
 
 
@@ -70,11 +70,12 @@ class Function:
 
 @dataclass(frozen=True)
 class RuleSource:
-    """Both functions of the class ``name``."""
+    """Both functions of the class ``name``; ``text`` is their source."""
 
     name: str
     coefficients: Function
     rule: Function
+    text: str
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -131,7 +132,8 @@ def _paired(
 ) -> RuleSource:
     coefficients = first.read(methods["coefficients"], unpacks=False)
     rule = second.read(methods["rule"], unpacks=True)
-    source = RuleSource(name, coefficients, rule)
+    text = f"{first.text_of(methods['coefficients'])}\n{second.text_of(methods['rule'])}"
+    source = RuleSource(name, coefficients, rule, text)
     if coefficients.parameters[:1] != ("lr",) or coefficients.parameters[-1] != "step":
         first.refuse(
             methods["coefficients"], "coefficients(lr, ..., step) takes lr first and step last"
@@ -164,6 +166,12 @@ class _Reader:
     def refuse(self, node: ast.AST, what: str) -> NoReturn:
         line = self.offset + getattr(node, "lineno", 0)
         raise RuleError(f"{self.file}:{line}: {what}")
+
+    def text_of(self, function: ast.FunctionDef) -> str:
+        """The function as it is written."""
+        return textwrap.dedent(
+            "\n".join([*self.lines[function.lineno - 1 : function.end_lineno], ""])
+        )
 
     def read(self, function: ast.FunctionDef, unpacks: bool) -> Function:
         """A function's parts.

@@ -155,7 +155,7 @@ with fused_sched.use_engine("triton"):
     opt = fused_sched.optim.AdamW([weight], lr=0.1)
     opt.step()
 (plan,) = opt._ledger.mirror.plans.values()
-_, key, args, _ = triton_engine._update_job(plan.block, plan.table, None, "adam", 2, None, None)
+_, key, args, _ = triton_engine._update_job(plan.block, plan.table, None, opt._rule, 2, None, None)
 handle = triton_engine._compiled[key]
 ours = triton_lean._parameters(handle, args)
 declared = re.findall(r"\\.param (\\S+) .*update_kernel_param_", handle.asm["ptx"])

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 import triton.language as tl
 
-from fused_sched.engines import native_library, triton_engine, triton_lean
-from fused_sched.kernels.rules import RULES
+from fused_sched.engines import native_library, native_rules, triton_engine, triton_lean
+from fused_sched.kernels.rules import bind
 from fused_sched.optim.lean import Lean
+from fused_sched.swap import OPTIMIZERS
 from tests.cuda_on_host import stand_in
 
 _DTYPES = tl.float32, tl.bfloat16, tl.float16, tl.float64
@@ -24,7 +25,8 @@ _DTYPES = tl.float32, tl.bfloat16, tl.float16, tl.float64
 
 _FIELDS = ("addresses_ptr", "info_ptr", "offsets_ptr", "record_ptr", "clock_ptr", "ops_ptr")
 _FIELDS += ("lanes_ptr", "aux_ptr")
-_SIZES = ("num_rows", "num_tensors", "num_columns", "G")
+_RULES = [cls._rule for cls in OPTIMIZERS.values()]
+_SIZES = ("num_rows", "slots", "num_tensors", "num_columns", "G")
 
 
 class Handle:
@@ -71,7 +73,8 @@ class Handle:
         here = self._args
         numbers = [_DTYPES.index(dtype) for kind in here["KINDS"] for dtype in kind]
         kinds = (ctypes.c_int64 * len(numbers))(*numbers)
-        rule = next(name for name, parts in RULES.items() if set(parts) <= set(here.values()))
+        rule = next(rule for rule in _RULES if here["RULE"] is bind(rule).rule)
+        values["slots"] = 2 + len(rule.states)
         if not values["num_rows"]:
             values |= {"ops_ptr": 0, "lanes_ptr": 0, "aux_ptr": 0}
         fields = [
@@ -81,7 +84,7 @@ class Handle:
             ctypes.addressof(kinds),
             ctypes.addressof(self._ends),
             *(values[name] for name in _SIZES),
-            native_library.RULES[rule],
+            native_rules.cpu_rule(rule),
             values["advance"],
         ]
         native_library.load().update(array("q", fields).tobytes())
