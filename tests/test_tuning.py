@@ -59,7 +59,7 @@ def test_bytes_of_a_case_are_those_of_its_optimizer(task: str) -> None:
         trained = Trained(case, CPU, "triton")
     (plan,) = trained.opt._ledger.mirror.plans.values()
     assert case.bytes_moved == plan.table.bytes_per_step()
-    assert plan.rule == case.key.rule
+    assert plan.rule.name == case.key.rule
     held = sum(param.nbytes + param.grad.nbytes for param in trained.params)
     states = [s for m in plan.table.members for s in m.states if s is not None]
     assert case.bytes_held == held + sum(s.nbytes for s in states)

@@ -11,7 +11,6 @@ from fused_sched.tables import layout
 from fused_sched.tables.block import Block, numbers_of
 from fused_sched.tables.program import Assembled
 
-
 _Group = Callable[[], dict[str, Any] | None]
 
 
