@@ -52,6 +52,7 @@ bench 60 graph
 bench 70 step --dtype bfloat16 --models gpt2 resnet50 28groups 10000x64 mlp 1000x1000 10x64 64M
 bench 50 cases
 bench 60 step --optimizer SGD
+bench 20 rows
 bench 30 schedule
 bench 30 host
 bench 30 scaling

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import fused_sched
-from benchmarks import cases, graph, host, scaling, schedule, step, uses
+from benchmarks import cases, graph, host, rows, scaling, schedule, step, uses
 from benchmarks.all_providers import CAPTURABLE, all_providers, left_out
 from benchmarks.measure import COPY_BYTES, Effort, Runner, Spread, copy_rate
 from benchmarks.models import MODELS, QUICK_MODELS, Group, Model
@@ -513,3 +513,16 @@ def test_committed_tables_are_those_of_their_rows() -> None:
         if path.with_suffix(".md").read_text() != question_of(path).full(load(path))
     ]
     assert paths and stale == [], "run python -m benchmarks.report"
+
+
+# -- rows of a schedule --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", rows.SCHEDULES)
+def test_each_schedule_whose_rows_are_timed_is_fused(name):
+    make = rows.SCHEDULES[name]
+    step = rows.stepper(make, torch.device("cpu"))
+    groups = step.__self__.param_groups
+    before = groups[0]["lr"]
+    step()
+    assert (groups[0]["lr"] != before) == (make is not None)

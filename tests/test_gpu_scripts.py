@@ -85,11 +85,11 @@ def test_gpu_bench_checks_memory_and_measures(tmp_path: Path) -> None:
     done, calls = run("gpu-bench", tmp_path)
     assert done.returncode == 0, done
     assert "tests.gpu.sanitize" in calls[0] and "benchmarks.step --quick" in calls[1]
-    assert "benchmarks.graph" in calls[2] and len(calls) == 9
+    assert "benchmarks.graph" in calls[2] and len(calls) == 10
     assert not any("build_ext" in line for line in calls)  # there is one
     with tarfile.open(tmp_path / "out" / "results.tar.gz") as archive:
         names = archive.getnames()
-    assert sum(name.endswith(".json") for name in names) == 8 and "./log.txt" in names
+    assert sum(name.endswith(".json") for name in names) == 9 and "./log.txt" in names
     assert len(list((tmp_path / "out").iterdir())) <= 8
 
 
