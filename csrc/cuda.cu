@@ -1,5 +1,5 @@
 // The CUDA engine: one kernel per step. See Note [One launch] in fused_sched/kernels/update.py.
-#include "cuda.h"
+#include "cuda_engine.h"
 
 #include <cuda_runtime.h>
 

@@ -4,7 +4,7 @@
 #include <new>
 #include <utility>
 
-#include "cuda.h"
+#include "cuda_engine.h"
 #include "cuda_storage.h"
 #include "rules.h"
 

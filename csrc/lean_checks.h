@@ -5,7 +5,7 @@
 #include <mutex>
 
 #include "cadence.h"
-#include "cuda.h"
+#include "cuda_engine.h"
 #include "layout.h"
 #include "lean_groups.h"
 #include "lean_members.h"

@@ -6,7 +6,7 @@
 #include "cpu.h"
 #include "driver.h"
 #ifdef FS_CUDA  // the architectures that cuda.cu is compiled for, as a string
-#include "cuda.h"
+#include "cuda_engine.h"
 #endif
 
 namespace {

@@ -100,7 +100,7 @@ def _number(device: torch.device) -> int:
 
 
 def _where(device: torch.device) -> list[int]:
-    """Device and stream, as the structs of csrc/cuda.h end."""
+    """Device and stream, as the structs of csrc/cuda_engine.h end."""
     return [_number(device), torch.cuda.current_stream(device).cuda_stream]
 
 
@@ -133,7 +133,7 @@ def _code(rule: Rule) -> int:
 
 
 def _launch_fields(table: ParamTable, where: Sequence[int]) -> bytes:
-    """What CudaUpdateArgs of csrc/cuda.h adds to UpdateArgs."""
+    """What CudaUpdateArgs of csrc/cuda_engine.h adds to UpdateArgs."""
     chunks = table.chunks
     fields = [chunks.data_ptr(), chunks.shape[1], table.chunk_size, len(table.kinds), *where]
     return array("q", fields).tobytes()
