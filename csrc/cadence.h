@@ -1,6 +1,6 @@
 // When scheduler.step() is called, and whether the device has already made that step.
 //
-// The C++ statement of fused_sched/optim/cadence.py, on the same words.
+// The C++ statement of fused_sched/runtime/cadence.py, on the same words.
 #pragma once
 
 #include "layout.h"

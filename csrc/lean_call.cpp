@@ -15,7 +15,7 @@ struct CallObject {
 
 CallObject* call_of(PyObject* self) { return reinterpret_cast<CallObject*>(self); }
 
-// LeanCall(cadence, number, attributes, groups, keep): the address of the words of optim/cadence.py,
+// LeanCall(cadence, number, attributes, groups, keep): the address of the words of runtime/cadence.py,
 // the scheduler's number among the fused ones, the optimizer's dict, a tuple of its groups, and what
 // owns the words.
 PyObject* new_call(PyTypeObject* type, PyObject* arguments, PyObject*) {

@@ -73,7 +73,7 @@ bool note_triton(Lean& lean, const Bytes& fields, PyObject* plan, int64_t device
 //   facts       int64 [params, 4], see Members::note
 //   hooks       the optimizer's dicts
 //   forced      dict whose entry None is the engine asked for
-//   cadence     address of the words of optim/cadence.py; 0 where no calls govern
+//   cadence     address of the words of runtime/cadence.py; 0 where no calls govern
 //   keep        whatever owns the memory that fields point at
 //   limit       launches until the whole step must look, None for no limit
 //   hooks       for a TritonStep alone, see TritonLaunch::note

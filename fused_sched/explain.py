@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from fused_sched.engines import choose
-from fused_sched.lr_scheduler.live import ledger_of
-from fused_sched.optim.fallback import described
+from fused_sched.runtime.fallback import described
+from fused_sched.schedules.live import ledger_of
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ import weakref
 from typing import Any
 
 from fused_sched import stock
-from fused_sched.lr_scheduler.base import DeviceScheduler
-from fused_sched.lr_scheduler.live import ledger_of
-from fused_sched.optim.base import FusedOptimizer
-from fused_sched.optim.ledger import Ledger
+from fused_sched.runtime.base import FusedOptimizer
+from fused_sched.runtime.ledger import Ledger
+from fused_sched.schedules.base import DeviceScheduler
+from fused_sched.schedules.live import ledger_of
 from fused_sched.swap import OPTIMIZERS, SCHEDULERS
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import fused_sched
-from fused_sched.lr_scheduler import base
-from fused_sched.optim import explicit, stepper
+from fused_sched.runtime import explicit, stepper
+from fused_sched.schedules import base
 from tests.interpreter import quick, round_as_gpus_do
 
 torch.set_num_threads(1)  # the suite runs in parallel, on tensors that are small

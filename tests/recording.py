@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fused_sched.engines import engine_for
-from fused_sched.optim import plan as plans
+from fused_sched.runtime import plan as plans
 from tests.training import set_grads
 
 

@@ -14,7 +14,7 @@ from torch.nn import Parameter
 
 import fused_sched
 from fused_sched.engines import native_engine, triton_engine
-from fused_sched.optim.plan import Plan
+from fused_sched.runtime.plan import Plan
 from tests.cases import inverse_sqrt, make, sequential
 from tests.recording import Recording
 from tests.twins import Twins, assert_same, our_side, record, stock_side, without_params

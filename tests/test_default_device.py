@@ -17,7 +17,7 @@ from torch.nn import Parameter
 
 import fused_sched
 from fused_sched.engines.native_library import kind_numbers
-from fused_sched.optim.plan import _no_members
+from fused_sched.runtime.plan import _no_members
 from fused_sched.tables.block import _no_program
 from fused_sched.tables.program import _nothing, table_of
 from tests.cases import SCHEDULERS, plain_step

@@ -24,7 +24,7 @@ from torch.nn import Parameter
 
 import fused_sched
 from fused_sched.engines import engine_for
-from fused_sched.optim.state import StateKeeper
+from fused_sched.runtime.state import StateKeeper
 from tests.training import check
 
 CPU = torch.device("cpu")

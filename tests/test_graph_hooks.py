@@ -16,8 +16,8 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 import fused_sched
-from fused_sched.optim import captures, mirror
-from fused_sched.optim.captures import OPEN
+from fused_sched.runtime import captures, mirror
+from fused_sched.runtime.captures import OPEN
 from fused_sched.tables.block import Block
 from tests.recording import Recording
 from tests.training import OURS, case, set_grads, stock, three

@@ -12,7 +12,7 @@ import torch
 from torch.nn import Parameter
 
 import fused_sched
-from fused_sched.optim import plan
+from fused_sched.runtime import plan
 from tests.cases import PROMISE, inverse_sqrt
 from tests.twins import RATES
 

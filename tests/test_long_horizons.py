@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 import fused_sched
-from fused_sched.lr_scheduler import base
 from fused_sched.optim import SGD
+from fused_sched.schedules import base
 from tests import test_schedules
 from tests.cases import (
     SCHEDULERS,

@@ -17,7 +17,7 @@ from torch.nn import Parameter
 
 import fused_sched
 from fused_sched.engines import native_build, native_library
-from fused_sched.lr_scheduler.known_lambdas import Piece
+from fused_sched.schedules.known_lambdas import Piece
 from fused_sched.tables import layout
 from tests.cases import OPTIMIZERS
 from tests.training import FEW, OURS, case, named, set_grads

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import fused_sched
-from fused_sched.lr_scheduler import base
+from fused_sched.schedules import base
 from tests import differences
 from tests.cases import PROMISE, halve_every_cycle, inverse_sqrt
 from tests.interpreter import quick

@@ -20,8 +20,8 @@ import fused_sched
 from fused_sched import cli
 from fused_sched.cli.compare import report
 from fused_sched.cli.script import execute
-from fused_sched.lr_scheduler.base import DeviceScheduler
-from fused_sched.optim.base import FusedOptimizer
+from fused_sched.runtime.base import FusedOptimizer
+from fused_sched.schedules.base import DeviceScheduler
 from tests.twins import assert_same
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import fused_sched
-from fused_sched.optim.plan import Plan
+from fused_sched.runtime.plan import Plan
 
 GPU = torch.device("cuda", 0)
 

@@ -10,7 +10,7 @@ import torch
 from torch.nn import Parameter
 
 import fused_sched
-from fused_sched.lr_scheduler.known_lambdas import pieces_of
+from fused_sched.schedules.known_lambdas import pieces_of
 from fused_sched.tables import layout
 from tests.cases import PROMISE
 from tests.training import named

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import fused_sched
-from fused_sched.lr_scheduler import values
+from fused_sched.schedules import values
 from tests.cases import SCHEDULERS, SchedulerCase, make, plain_step
 from tests.gpu import capture as stand_in
 from tests.interpreter import quick

@@ -17,7 +17,7 @@ from torch.nn import Parameter
 
 import fused_sched
 from fused_sched.engines import available, native_build, triton_engine
-from fused_sched.optim.held import is_held
+from fused_sched.runtime.held import is_held
 from tests.training import set_grads
 
 ROOT = Path(__file__).resolve().parents[1]

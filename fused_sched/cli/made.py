@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import fused_sched
-from fused_sched.lr_scheduler.base import DeviceScheduler
-from fused_sched.lr_scheduler.live import ledger_of
-from fused_sched.optim.base import FusedOptimizer
+from fused_sched.runtime.base import FusedOptimizer
+from fused_sched.schedules.base import DeviceScheduler
+from fused_sched.schedules.live import ledger_of
 from fused_sched.swap import Swap
 
 

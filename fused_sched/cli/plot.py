@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from fused_sched import optim
-from fused_sched.lr_scheduler.plot import draw, lines, matplotlib
-from fused_sched.optim.schedules import NO_FORM
+from fused_sched.runtime.schedules import NO_FORM
+from fused_sched.schedules.plot import draw, lines, matplotlib
 
 from .expression import Call, build, groups_in, read
 from .text_plot import render

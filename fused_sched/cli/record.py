@@ -14,9 +14,9 @@ from torch import Tensor
 
 import fused_sched
 from fused_sched import stock
-from fused_sched.lr_scheduler.base import DeviceScheduler
-from fused_sched.optim.base import FusedOptimizer
-from fused_sched.optim.plan import capturing
+from fused_sched.runtime.base import FusedOptimizer
+from fused_sched.runtime.plan import capturing
+from fused_sched.schedules.base import DeviceScheduler
 from fused_sched.swap import OPTIMIZERS
 
 from .children import swap_in_children

@@ -173,7 +173,7 @@ class Found:
         forced: where the engine asked for is noted.
         limit: launches after which the whole step must look again; None for no limit.
         advance: how the launches advance the fused schedules, where no calls govern them.
-        cadence: the words of optim/cadence.py where calls govern; None else.
+        cadence: the words of runtime/cadence.py where calls govern; None else.
         plan: the plan's dict, whose ``_last_stream`` is the stream of the last work on a GPU.
     """
 

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from fused_sched import stock
-from fused_sched.optim.schedules import NO_FORM
+from fused_sched.runtime.schedules import NO_FORM
+from fused_sched.schedules.base import DeviceScheduler
 from fused_sched.tables import layout
 from fused_sched.tables.program import Row, Segments, table_of
-
-from .base import DeviceScheduler
 
 
 class _Composite(DeviceScheduler):

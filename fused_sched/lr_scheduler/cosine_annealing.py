@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from fused_sched import stock
+from fused_sched.schedules.base import DeviceScheduler
+from fused_sched.schedules.lowering import base_lrs
 from fused_sched.tables import layout
 from fused_sched.tables.program import Row
-
-from .base import DeviceScheduler
-from .lowering import base_lrs
 
 
 class CosineAnnealingLR(DeviceScheduler, stock.CosineAnnealingLR):

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from fused_sched import stock
+from fused_sched.schedules.base import DeviceScheduler
+from fused_sched.schedules.lowering import base_lrs, floats
 from fused_sched.tables import layout
 from fused_sched.tables.program import Row
-
-from .base import DeviceScheduler
-from .lowering import base_lrs, floats
 
 _MODES = {
     ("_triangular_scale_fn", "cycle"): layout.TRIANGULAR,

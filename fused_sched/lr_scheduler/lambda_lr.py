@@ -8,14 +8,13 @@ from typing import Any
 import torch
 
 from fused_sched import stock
+from fused_sched.schedules.base import DeviceScheduler
+from fused_sched.schedules.call_table import NEXT_SECONDS, CallTable
+from fused_sched.schedules.known_lambdas import Piece, pieces_of
+from fused_sched.schedules.lowering import base_lrs
+from fused_sched.schedules.table import copied
 from fused_sched.tables import layout
 from fused_sched.tables.program import Row, Segments, table_of
-
-from .base import DeviceScheduler
-from .call_table import NEXT_SECONDS, CallTable
-from .known_lambdas import Piece, pieces_of
-from .lowering import base_lrs
-from .table import copied
 
 
 class _Lambdas(DeviceScheduler):

@@ -7,11 +7,10 @@ from typing import Any
 from torch import Tensor
 
 from fused_sched import stock
+from fused_sched.schedules.base import DeviceScheduler
+from fused_sched.schedules.live import Live
 from fused_sched.tables import layout
 from fused_sched.tables.program import Row
-
-from .base import DeviceScheduler
-from .live import Live
 
 _MODES = {
     ("min", "rel"): layout.MIN_REL,

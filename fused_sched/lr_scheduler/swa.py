@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from fused_sched import stock
+from fused_sched.schedules.base import DeviceScheduler
 from fused_sched.tables import layout
 from fused_sched.tables.program import Row
-
-from .base import DeviceScheduler
 
 _ANNEALS = {"cos": layout.ANNEAL_COS, "linear": layout.ANNEAL_LINEAR}
 

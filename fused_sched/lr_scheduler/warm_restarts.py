@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from fused_sched import stock
+from fused_sched.schedules.base import DeviceScheduler
+from fused_sched.schedules.live import Live
+from fused_sched.schedules.lowering import base_lrs
 from fused_sched.tables import layout
 from fused_sched.tables.program import Row
-
-from .base import DeviceScheduler
-from .live import Live
-from .lowering import base_lrs
 
 
 class CosineAnnealingWarmRestarts(DeviceScheduler, stock.CosineAnnealingWarmRestarts):

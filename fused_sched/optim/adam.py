@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from fused_sched import stock
 from fused_sched.rules.arithmetic import bias_correction, maximum, sqrt, where
-
-from .base import FusedOptimizer
+from fused_sched.runtime.base import FusedOptimizer
 
 
 class Adam(FusedOptimizer, stock.Adam):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from fused_sched import stock
 from fused_sched.rules.arithmetic import where
-
-from .base import FusedOptimizer
+from fused_sched.runtime.base import FusedOptimizer
 
 
 class SGD(FusedOptimizer, stock.SGD):

@@ -104,7 +104,7 @@ NO_SCALER: Scaling = (False, False)
 SCALINGS: tuple[Scaling, ...] = (NO_SCALER, (False, True), (True, True))
 """All that there are; the second is of a step after the scaler's own ``unscale_()``."""
 
-# -- the calls of scheduler.step(), see optim/cadence.py: int64 [CADENCE_WORDS], on the host -----
+# -- the calls of scheduler.step(), see runtime/cadence.py: int64 [CADENCE_WORDS], on the host -----
 (
     PERIOD,  # optimizer steps between the last two rounds of calls; 0 before the first
     SINCE,  # optimizer steps since the last round

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from fused_sched.engines import native_build, native_cuda, native_engine, native_library
-from fused_sched.optim.lean import Lean
-from fused_sched.optim.plan import Plan
+from fused_sched.runtime.lean import Lean
+from fused_sched.runtime.plan import Plan
 
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parents[1] / "csrc"

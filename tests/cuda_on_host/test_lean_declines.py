@@ -10,7 +10,7 @@ from torch.nn import Parameter
 
 import fused_sched
 from fused_sched.engines import native_cuda
-from fused_sched.optim.lean_steps import keep_step
+from fused_sched.runtime.lean_steps import keep_step
 from tests.cuda_on_host import stand_in
 from tests.cuda_on_host.stand_in import Stream, Streams, launched, plan_of
 from tests.test_lean import Both, Run

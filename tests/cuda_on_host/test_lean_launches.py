@@ -20,7 +20,7 @@ from torch.nn import Parameter
 
 import fused_sched
 from fused_sched.engines.native_library import make_lean_step
-from fused_sched.optim import lean_steps
+from fused_sched.runtime import lean_steps
 from fused_sched.tables.block import Block
 from fused_sched.tables.params import ParamTable
 from tests.cuda_on_host import stand_in

@@ -16,7 +16,7 @@ import triton.language as tl
 
 from fused_sched.engines import native_library, native_rules, triton_engine, triton_lean
 from fused_sched.kernels.rules import bind
-from fused_sched.optim.lean import Lean
+from fused_sched.runtime.lean import Lean
 from fused_sched.swap import OPTIMIZERS
 from tests.cuda_on_host import stand_in
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from fused_sched.engines import triton_engine
-from fused_sched.optim import plan
+from fused_sched.runtime import plan
 from fused_sched.tables import block, params
 from fused_sched.tables.block import Block
 

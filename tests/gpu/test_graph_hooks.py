@@ -9,7 +9,7 @@ import torch
 from torch.nn import Parameter
 
 import fused_sched
-from fused_sched.optim.captures import watch_captures
+from fused_sched.runtime.captures import watch_captures
 
 from .observe import no_sync
 from .training import SGD_COSINE, assert_same_values, train_both

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fused_sched.optim.base import FusedOptimizer
+from fused_sched.runtime.base import FusedOptimizer
 
 if TYPE_CHECKING:
-    from fused_sched.optim.ledger import Ledger
+    from fused_sched.runtime.ledger import Ledger
 
 
 def ledger_of(optimizer: Any) -> Ledger | None:

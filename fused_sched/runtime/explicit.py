@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_sched.users_line import warn
+from fused_sched.runtime.users_line import warn
 
 from .lean_steps import keep_schedule
 from .mirror import Mirror

@@ -17,8 +17,8 @@ from typing import Any
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from fused_sched.optim.schedules import NO_FORM
 from fused_sched.rules.numbers import keep_ints
+from fused_sched.runtime.schedules import NO_FORM
 from fused_sched.tables import layout
 from fused_sched.tables.program import Row, Segments
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fused_sched import stock
 from fused_sched.engines import engine_for, native_engine
-from fused_sched.optim.plan import capturing
-from fused_sched.optim.schedules import NO_FORM, is_tabulated
+from fused_sched.runtime.plan import capturing
+from fused_sched.runtime.schedules import NO_FORM, is_tabulated
 from fused_sched.tables.block import Block
 from fused_sched.tables.program import Entry, Segments, assemble
 

@@ -16,13 +16,13 @@ import torch
 from torch._dynamo.decorators import skip
 
 from fused_sched import stock
-from fused_sched.optim.history import History
-from fused_sched.optim.lean import LEAN
-from fused_sched.optim.lean_host import LeanHost
-from fused_sched.optim.plan import capturing
-from fused_sched.optim.schedules import Fused
-from fused_sched.optim.signatures import constructor
-from fused_sched.users_line import warned_there
+from fused_sched.runtime.history import History
+from fused_sched.runtime.lean import LEAN
+from fused_sched.runtime.lean_host import LeanHost
+from fused_sched.runtime.plan import capturing
+from fused_sched.runtime.schedules import Fused
+from fused_sched.runtime.signatures import constructor
+from fused_sched.runtime.users_line import warned_there
 
 from .hyper import check_hyper, in_place_of_lr
 from .live import Live, Shared, ledger_of
