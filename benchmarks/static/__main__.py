@@ -2,9 +2,9 @@
 
     python -m benchmarks.static [--out DIR]
 
-compiles every rule with every set of dtypes for every target and writes static-report.json and .md
-(by default into benchmarks/results). `--json --quick` prints the figures of those variants that
-are nearest to a limit, for tests/test_static.py. Needs Triton, no GPU.
+compiles every rule with every set of dtypes for every target, writes static-report.md (by default
+into benchmarks/results), and fails where a kernel is beyond a limit. `--json --quick` prints the
+figures of those variants that are nearest to one, for tests/test_static.py. Needs Triton, no GPU.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any
 from benchmarks.record import commit, installed_version
 from benchmarks.result import RESULTS
 from benchmarks.static.figures import as_data, examine
+from benchmarks.static.limits import broken
 from benchmarks.static.reloads import reloads
 from benchmarks.static.report import text
 from benchmarks.static.targets import TARGETS
@@ -57,10 +58,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(json.dumps(data))
         return 0
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / f"{NAME}.json").write_text(json.dumps(data, indent=1) + "\n")
     (options.out / f"{NAME}.md").write_text(text(data))
     print(text(data))
-    return 0
+    beyond = broken(data["figures"])
+    print(*beyond, sep="\n")
+    return int(bool(beyond))
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from benchmarks.static.machine_code import Instruction, parse_amdgcn, parse_sass
-from benchmarks.static.targets import WARPS, Target
-from benchmarks.static.variants import BITS, KINDS, Variant
+from benchmarks.static.targets import Target
+from benchmarks.static.variants import KINDS, Variant, tuning_of
 from fused_sched import optim
 from fused_sched.kernels.rules import bind
 from fused_sched.kernels.schedule import LAUNCH_OPTIONS, schedule_kernel
@@ -33,13 +33,6 @@ TYPES = {
 }
 
 
-def tuning_of(variant: Variant, target: Target) -> layout.Tuning:
-    """What a launch of this form on this architecture is compiled with."""
-    bits = [[BITS[name] for name in kind] for kind in KINDS[variant.kinds]]
-    capability = divmod(target.arch, 10) if isinstance(target.arch, int) else (0, 0)
-    return layout.tuning(variant.rule, layout.tuning_bits(bits), capability)
-
-
 def constants_of(variant: Variant, target: Target) -> dict[str, Any]:
     """The constexpr arguments of ``update_kernel``."""
     rule = bind(getattr(optim, variant.rule)._rule)
@@ -51,7 +44,7 @@ def constants_of(variant: Variant, target: Target) -> dict[str, Any]:
         "STATES": variant.states,
         "SCALER": variant.scaler,
         "UNSCALE": variant.scaler,
-        "VECTORS": tuning_of(variant, target).vectors,
+        "VECTORS": tuning_of(variant, target.capability).vectors,
         "ORDER": layout.TICKET_ORDER,
     }
 
@@ -86,10 +79,10 @@ def compiled(variant: Variant | None, target: Target) -> Any:
     """Triton's compiled kernel, with the options of a launch; without a variant the schedule's."""
     kernel = schedule_kernel if variant is None else update_kernel
     constants = {} if variant is None else constants_of(variant, target)
-    options: dict[str, Any] = {"num_warps": WARPS} | LAUNCH_OPTIONS
+    options: dict[str, Any] = {"num_warps": layout.WARPS} | LAUNCH_OPTIONS
     if variant is not None and target.backend == "cuda":
         options = launch_options(
-            tuning_of(variant, target)
+            tuning_of(variant, target.capability)
         )  # the limit of registers is NVIDIA's alone
     where = GPUTarget(target.backend, target.arch, target.lanes)
     return triton.compile(_source(kernel, constants), target=where, options=options)

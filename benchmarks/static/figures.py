@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from benchmarks.static.machine_code import Loop, bits, storing_loops
+from benchmarks.static.machine_code import FENCE, Loop, bits, storing_loops
 from benchmarks.static.targets import GPUS, TARGETS, Estimate, estimate
 from benchmarks.static.variants import KINDS, Kind, Variant
 
@@ -17,7 +17,7 @@ SCHEDULE = "schedule"
 class HotLoop:
     """The update of whole vectors; instructions and bytes are per element.
 
-    `load_bytes` are a lane's in one iteration.
+    `load_bytes` are a lane's in one iteration, `in_flight` those that are under way together.
     """
 
     widest: int
@@ -26,12 +26,16 @@ class HotLoop:
     instructions: float
     bytes: float
     load_bytes: int
+    in_flight: int
 
 
 @dataclass(frozen=True)
 class Figures:
     """One kernel on one architecture.
 
+    `local` are bytes of a lane; `spills` its accesses to them in loops of 128-bit loads; `fences`
+    the instructions that wait for stores or drop a cache. `in_flight` are bytes of the hot loop's
+    loads on a multiprocessor.
     `loops` are the accesses of each loop that stores, [loads, stores] as {width: count}. The hot
     one is told only where the kernel serves one kind of tensor: with several, each has its own,
     which is that of the kernel for this kind alone.
@@ -43,6 +47,9 @@ class Figures:
     registers: int
     local: int
     occupancy: float
+    spills: int
+    fences: int
+    in_flight: int | None
     loops: list[list[dict[str, int]]]
     hot: HotLoop | None
 
@@ -55,6 +62,7 @@ def examine(variant: Variant | None, target_name: str) -> Figures:
     target = TARGETS[target_name]
     code = binary(compiled(variant, target), target)
     loops = storing_loops(code.instructions)
+    hot = None if variant is None else hot_loop(variant, loops)
     return Figures(
         kernel=SCHEDULE if variant is None else variant.name,
         kinds="float64" if variant is None else variant.kinds,
@@ -62,8 +70,11 @@ def examine(variant: Variant | None, target_name: str) -> Figures:
         registers=code.registers,
         local=code.local,
         occupancy=target.occupancy(code.registers),
+        spills=sum(loop.spills for loop in loops if "128" in loop.loads),
+        fences=sum(bool(FENCE.match(one.opcode)) for one in code.instructions),
+        in_flight=target.lanes_of(code.registers) * hot.in_flight if hot else None,
         loops=[[loop.loads, loop.stores] for loop in loops],
-        hot=None if variant is None else hot_loop(variant, loops),
+        hot=hot,
     )
 
 
@@ -85,6 +96,7 @@ def hot_loop(variant: Variant, loops: Sequence[Loop]) -> HotLoop | None:
         instructions=round(loop.instructions / elements, 2),
         bytes=(bits(loop.loads) + bits(loop.stores)) / 8 / elements,
         load_bytes=bits(loop.loads) // 8,
+        in_flight=loop.in_flight,
     )
 
 

@@ -8,11 +8,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Instruction:
-    """Where it stands, what it is, and where it may jump to."""
+    """Where it stands, what it is, where it may jump to, and the registers it names, in order.
+
+    Registers are read from SASS alone.
+    """
 
     place: int
     opcode: str
     target: int | None = None
+    registers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,10 +48,37 @@ class Loop:
         """Instructions on float64."""
         return sum(bool(FLOAT64.match(one.opcode)) for one in self.body)
 
+    @property
+    def spills(self) -> int:
+        """Accesses to registers that were put into memory."""
+        return sum(bool(SPILL.match(one.opcode)) for one in self.body)
+
+    @property
+    def in_flight(self) -> int:
+        """Bytes of a lane's loads that are under way together, at most.
+
+        A load ends where an instruction names a register that it fills: nothing later is issued
+        before. The body is gone through twice, for loads of one turn that end in the next.
+        """
+        pending: dict[range, int] = {}
+        most = 0
+        for one in self.body * 2:
+            filled, used = range(0), one.registers
+            if LOAD.match(one.opcode) and used:
+                size = width(one.opcode)
+                filled, used = range(used[0], used[0] + max(size // 32, 1)), used[1:]
+            pending = {r: n for r, n in pending.items() if not any(map(r.__contains__, used))}
+            if filled:
+                pending[filled] = size // 8
+                most = max(most, sum(pending.values()))
+        return most
+
 
 WAITING = ("NOP", "s_nop", "s_waitcnt")
 LOAD = re.compile(r"LDG\b|global_load_|flat_load_")
 STORE = re.compile(r"STG\b|global_store_|flat_store_")
+SPILL = re.compile(r"(LD|ST)L\b|scratch_(load|store)_")
+FENCE = re.compile(r"MEMBAR|CCTL|buffer_(wb|inv|gl)")
 FLOAT64 = re.compile(r"D(ADD|MUL|FMA|SETP|MNMX)\b|(MUFU|F2F|I2F|F2I)\S*64|v_\w*f64")
 
 
@@ -79,12 +110,14 @@ def parse_sass(text: str) -> list[Instruction]:
     found = []
     for place, opcode, operands in SASS.findall(text):
         jump = re.search(r"0x([0-9a-f]+)\s*$", operands) if opcode.startswith("BRA") else None
-        found.append(Instruction(int(place, 16), opcode, int(jump[1], 16) if jump else None))
+        registers = tuple(map(int, re.findall(r"\bR(\d+)", operands)))
+        target = int(jump[1], 16) if jump else None
+        found.append(Instruction(int(place, 16), opcode, target, registers))
     return found
 
 
 LABEL = re.compile(r"(\.LBB\w+):")
-AMD = re.compile(r"\t([vs]_\w+|global_\w+|flat_\w+|ds_\w+|buffer_\w+)\s*(\S*)")
+AMD = re.compile(r"\t([vs]_\w+|global_\w+|flat_\w+|ds_\w+|buffer_\w+|scratch_\w+)\s*(\S*)")
 
 
 def parse_amdgcn(text: str) -> list[Instruction]:

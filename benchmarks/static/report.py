@@ -8,7 +8,8 @@ from benchmarks.tables.markdown import markdown_table
 INTRODUCTION = (
     "What the compiler made of the kernels; nothing here has run. Registers and local memory "
     "(bytes) are a lane's, of the whole kernel with its schedule program; occupancy is the share "
-    "of warps that these registers leave room for. The rest is of the hot loop, the update of "
+    "of warps that these registers leave room for; in flight are KB of loads on a multiprocessor, "
+    "of so many warps at the hot loop. The rest is of the hot loop, the update of "
     "whole vectors: widths in bits of its widest and narrowest global access, float64 "
     "instructions, instructions and bytes per element. Instructions are counted as they stand, "
     "both sides of each branch. A kernel of mixed dtypes has a loop for each."
@@ -37,7 +38,7 @@ def text(data: dict[str, Any]) -> str:
 def kernels(figures: list[dict[str, Any]]) -> str:
     """A line for each kernel and architecture."""
     header = (
-        *("kernel", "dtypes", "target", "registers", "occupancy", "local"),
+        *("kernel", "dtypes", "target", "registers", "occupancy", "local", "in flight"),
         *("widest", "narrowest", "float64", "instructions", "bytes"),
     )
     return markdown_table(header, map(kernel_cells, figures), texts=3)
@@ -50,6 +51,7 @@ def kernel_cells(row: dict[str, Any]) -> list[str]:
     return [
         *(row["kernel"], row["kinds"], row["target"]),
         *(str(row["registers"]), f"{100 * row['occupancy']:.0f} %", str(row["local"])),
+        f"{row['in_flight'] / 1024:g}" if row["in_flight"] else "",
         *(f"{hot[name]:g}" if hot else "" for name in names),
     ]
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-WARPS = 4  # of a program: `LAUNCH_OPTIONS` of fused_sched/kernels/update.py
+SCHEDULERS = 4  # of a multiprocessor; a program has a warp for each: `WARPS` of tables/layout.py
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,12 @@ class Target:
     registers: int
     granule: int
 
+    @property
+    def capability(self) -> tuple[int, int]:
+        """Of CUDA; (0, 0) on AMD."""
+        major, minor = divmod(self.arch, 10) if isinstance(self.arch, int) else (0, 0)
+        return major, minor
+
     def occupancy(self, registers: int) -> float:
         """The share of its warps' slots that a kernel of so many registers can fill.
 
@@ -29,6 +35,10 @@ class Target:
         """
         given = -(-max(registers, 1) // self.granule) * self.granule
         return min(self.slots, self.registers // given) / self.slots
+
+    def lanes_of(self, registers: int) -> int:
+        """Lanes that a multiprocessor holds of a kernel of so many registers."""
+        return round(self.occupancy(registers) * self.slots) * SCHEDULERS * self.lanes
 
 
 # CUDA C++ Programming Guide, "Technical Specifications per Compute Capability": 64 warps and 65,536
@@ -58,7 +68,7 @@ class Gpu:
     @property
     def instructions_per_ns(self) -> float:
         """Of single lanes: each of four schedulers issues one warp instruction a clock."""
-        return self.multiprocessors * 4 * 32 * self.mhz / 1e3
+        return self.multiprocessors * SCHEDULERS * 32 * self.mhz / 1e3
 
 
 # NVIDIA's datasheets of the A100 80 GB SXM, H100 SXM and H200 SXM: bandwidth, and the clock at
@@ -96,7 +106,7 @@ def estimate(
 ) -> Estimate:
     """`instructions` per element; `load_bytes` that a lane loads in an iteration."""
     target = TARGETS[gpu.target]
-    resident = gpu.multiprocessors * 4 * target.slots * occupancy * target.lanes
+    resident = gpu.multiprocessors * SCHEDULERS * target.slots * occupancy * target.lanes
     return Estimate(
         gpu.name,
         memory=round(1e3 * bytes_per_element / gpu.gb_per_s, 3),

@@ -3,6 +3,8 @@
 from collections import Counter
 from dataclasses import dataclass
 
+from fused_sched.tables import layout
+
 BITS = {"float32": 32, "bfloat16": 16, "float16": 16, "float64": 64}
 
 Kind = tuple[str, str, str]
@@ -51,18 +53,30 @@ class Variant:
         return sum(self.loaded(kind) + self.stored(kind)) // 8
 
 
+def tuning_of(variant: Variant, capability: tuple[int, int]) -> layout.Tuning:
+    """What a launch of this form is compiled with."""
+    bits = [[BITS[name] for name in kind] for kind in KINDS[variant.kinds]]
+    return layout.tuning(variant.rule, layout.tuning_bits(bits), capability)
+
+
 def accesses(bits: list[int], elements: int) -> dict[str, int]:
-    """{width: count} of the accesses that move so many elements of each array once, at most 128."""
+    """{width: count} of the accesses that move so many elements of each array once.
+
+    They move a vector at a time, 128 bits of the kind's widest array, or all the elements.
+    """
     counts: Counter[str] = Counter()
     for element in bits:
-        width = min(elements * element, 128)
+        width = min(128 // max(bits) * element, elements * element)
         counts[str(width)] += elements * element // width
     return dict(counts)
 
 
 QUICK = [
+    Variant("SGD", 0, "bfloat16"),
+    Variant("SGD", 1, "bfloat16"),
     Variant("SGD", 1, "float32"),
     Variant("Adam", 2, "float32", scaler=True),
+    Variant("Adam", 2, "bfloat16"),
     Variant("Adam", 2, "bfloat16, float32 states"),
     Variant("Adam", 2, "mixed"),
     Variant("Adam", 3, "float32"),
@@ -71,7 +85,7 @@ QUICK = [
 """Those that are nearest to a limit."""
 
 VARIANTS = [
-    Variant("SGD", 0, "float32"),
+    *(Variant("SGD", 0, kinds) for kinds in ("float32", "bfloat16")),
     *(Variant("SGD", 1, kinds) for kinds in KINDS),
     *(Variant("Adam", 2, kinds) for kinds in KINDS),
     *(Variant("Adam", 3, kinds) for kinds in KINDS),
