@@ -31,6 +31,7 @@ from fused_sched.engines import (
     native_cuda,
     native_engine,
     native_library,
+    native_sources,
     ninja,
 )
 from fused_sched.tables import layout
@@ -141,11 +142,18 @@ OTHER_ARCHS = ["7.5", "12.0"]
 """The first and the last that CUDA 13 has; the tests above compile for others."""
 
 
+def with_rules(folder: Path) -> Path:
+    """A folder with the headers that are made from the rules."""
+    native_sources.write(native_sources.generated(native_sources.built_in()), folder)
+    return folder
+
+
 def test_it_compiles_for_the_oldest_and_the_newest_gpus(tmp_path):
     if shutil.which("nvcc") is None:
         pytest.skip("needs nvcc")
     target = tmp_path / "cuda.o"
-    native_build._run(native_build._jobs(CSRC, OTHER_ARCHS)["cuda"], str(target))
+    job = native_build._jobs(CSRC, with_rules(tmp_path), [], OTHER_ARCHS, "")["cuda"]
+    ninja.run([*job.command, job.source, "-o", str(target)])
     kernels = by_kernel(cuobjdump(target, "-res-usage"))
     assert set(kernels) == set(itertools.product(("sm_75", "sm_120"), KERNELS))
 
@@ -161,7 +169,8 @@ def test_it_compiles_with_cuda_12s_headers_and_assembler(tmp_path):
         pytest.skip("needs nvcc, and FUSED_SCHED_CUDA_12 for the packages of CUDA 12.4")
     runtime, compiler, ptxas = (Path(folder) / part for part in OLD_PARTS)
     ptx, cubin = tmp_path / "cuda.ptx", tmp_path / "cuda.cubin"
-    command = ["nvcc", "-std=c++17", f"-I{runtime}", f"-I{compiler}", "-arch=compute_90", "-ptx"]
+    included = [f"-I{path}" for path in (runtime, compiler, CSRC, with_rules(tmp_path))]
+    command = ["nvcc", "-std=c++17", *included, "-arch=compute_90", "-ptx"]
     subprocess.run([*command, f"{CSRC}/cuda.cu", "-o", str(ptx)], check=True)
     # nvcc 13 writes a version that CUDA 12.4 does not know; the instructions are older.
     text = re.sub(r"^\.version .*", ".version 8.4", ptx.read_text(encoding="utf-8"), flags=re.M)
