@@ -13,8 +13,8 @@ os.environ["TRITON_INTERPRET"] = "0" if torch.cuda.is_available() else "1"
 import pytest
 
 import fused_sched
-from fused_sched.schedules import call_table, table
 from fused_sched.runtime import mirror
+from fused_sched.schedules import call_table, table
 from tests.interpreter import quick
 
 from .order import pytest_collection_modifyitems  # noqa: F401, a hook
