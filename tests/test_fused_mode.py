@@ -369,8 +369,8 @@ def test_table_is_renewed_while_training_is_eager(engine, build, interval):
 def test_table_that_ran_out_in_a_graph_holds_and_says_so(build, launch_engine):
     twins = Twins(build, tables=True)
     twins.run(5)
-    ledger = twins.ours.opt._ledger
-    ledger.mirror.captured = True  # the steps from here on stand for replays
+    # The steps from here on stand for replays, of a graph that nothing tells of.
+    twins.ours.opt._ledger.mirror.note_capture(None)
     for _ in range(5):
         twins.ours.step()
     held = record(twins.ours.opt)
@@ -659,7 +659,7 @@ def test_change_that_a_graph_cannot_follow_is_refused_and_leaves_the_rest(launch
     side = our_side(make("StepLR", step_size=2))
     fused_sched.fuse(side.opt, side.scheduler, interval=1)
     side.step()
-    side.opt._ledger.mirror.captured = True  # as after a capture
+    side.opt._ledger.mirror.note_capture(None)
     saved = side.scheduler.state_dict()
     with pytest.raises(RuntimeError, match="changed its size.*release_capture"):
         side.scheduler.step_size = 2.5  # has no opcode: a table would have to be allocated

@@ -212,7 +212,7 @@ def two_devices(both: Both) -> None:
 
 
 def captured_graph(both: Both) -> None:
-    both.ours.opt._ledger.mirror.captured = True
+    both.ours.opt._ledger.mirror.note_capture(None)
 
 
 def skipped_by_a_scaler(both: Both) -> None:
