@@ -7,12 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-_PLAIN = (float, int, bool)
-
-
-def numbers(named: Iterable[tuple[str, Any]]) -> list[float]:
-    """Hyperparameters as floats, from pairs of a name and a value; raises as :func:`number`."""
-    return [float(value) if type(value) in _PLAIN else number(name, value) for name, value in named]
+PLAIN = (float, int, bool)
+"""Types that ``float()`` converts as :func:`number` does; ``type(value) in PLAIN`` is no call."""
 
 
 def number(name: str, value: Any) -> float:
