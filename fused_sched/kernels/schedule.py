@@ -169,6 +169,12 @@ def _evaluate(v, op, row, opcode, epoch, count, restart, metric, aux_ptr, clock_
 
 
 @triton.jit
+def _opcode(ops_ptr, r, num_rows):
+    """Of row r; 0 past the end. Its load brings the row's other words, one line, into the cache."""
+    return tl.load(ops_ptr + r * OP_WORDS + OPCODE, mask=r < num_rows, other=0).to(tl.int32)
+
+
+@triton.jit
 def _run_rows(
     ops_ptr, lanes_ptr, aux_ptr, num_rows, record_ptr, current, other, both, clock_ptr,
     clock, metric, skipped, advance, last, lane, G,
@@ -178,9 +184,11 @@ def _run_rows(
     value = tl.zeros((LANES,), tl.float64)
     r = num_rows * 0
     restart = num_rows * 0
+    opcode = _opcode(ops_ptr, r, num_rows)
     while r < num_rows:
         op = ops_ptr + r * OP_WORDS
-        opcode = tl.load(op + OPCODE).to(tl.int32)
+        # The next row is on its way while this one is computed; it is rarely another one.
+        ahead = _opcode(ops_ptr, r + 1, num_rows)
         following = num_rows * 0
         if opcode == LOAD:
             column = tl.load(op + COLUMN).to(tl.int32)
@@ -222,6 +230,9 @@ def _run_rows(
                     restart = restart * 0
         if following == 0:
             following = tl.load(op + NEXT).to(tl.int32)
+        if following != r + 1:
+            ahead = _opcode(ops_ptr, following, num_rows)
+        opcode = ahead
         r = following
 
 
