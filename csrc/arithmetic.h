@@ -5,7 +5,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "layout.h"
+#include "inline.h"
 #ifndef __CUDACC__
 #include "vector.h"
 #endif

@@ -3,6 +3,8 @@
 // The C++ statement of fused_sched/runtime/cadence.py, on the same words.
 #pragma once
 
+#include <cstdint>
+
 #include "layout.h"
 
 namespace lean {

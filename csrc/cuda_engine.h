@@ -1,26 +1,9 @@
-// What Python passes to the CUDA engine, beside what cpu.h says.
+// The CUDA engine. The addresses that it takes are the device's, those of `kinds` apart.
 #pragma once
 
 #include <cstdint>
 
-#include "cpu.h"
-
-// Every field is 8 bytes. The addresses are the device's, those of `kinds` apart.
-struct CudaUpdateArgs {
-  UpdateArgs args;        // `ends` is not used
-  const int32_t* chunks;  // [2, chunk_count]: (tensor, chunk of it)
-  int64_t chunk_count;
-  int64_t chunk_size;  // elements
-  int64_t kind_count;
-  int64_t device;
-  void* stream;  // cudaStream_t
-};
-
-struct CudaAdvanceArgs {
-  AdvanceArgs args;
-  int64_t device;
-  void* stream;
-};
+#include "structs.h"
 
 // Gradients whose addresses fit into a launch's parameters.
 constexpr int kCudaGradients = 4000;

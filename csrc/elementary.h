@@ -6,7 +6,7 @@
 
 #include <cmath>
 
-#include "layout.h"
+#include "inline.h"
 
 namespace fused_sched {
 

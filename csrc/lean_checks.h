@@ -5,6 +5,7 @@
 #include <mutex>
 
 #include "cadence.h"
+#include "cpu.h"
 #include "cuda_engine.h"
 #include "layout.h"
 #include "lean_groups.h"

@@ -7,19 +7,13 @@
 
 #include "driver.h"
 #include "lean_object.h"
+#include "structs.h"
 
 namespace lean {
 
-// What Python says of it: these fields, then the parameters, each in eight bytes of its own.
-struct TritonFields {
-  driver::Kernel kernel;
-  uint64_t grads;   // address of row GRAD of the table that the kernel reads
-  int64_t tensors;  // of the row
-  int64_t advance;  // number of the parameter `advance`
-};
-
 class TritonLaunch {
  public:
+  // data   TritonFields, then the kernel's parameters
   // hooks  Triton's object that has "launch_enter_hook" and "launch_exit_hook"; that chain of calls
   //        and its list of them; the other chain and its list. Called by Triton's own launcher.
   // False with an error set.
@@ -47,7 +41,8 @@ class TritonLaunch {
   const char* start(const int64_t* grads, int64_t advance, void* stream) {
     if (const char* failed = send(grads, stream)) return failed;
     words_[fields_.advance] = advance;
-    return driver::launch(fields_.kernel, parameters_.data(), stream);
+    const driver::Kernel kernel{fields_.function, fields_.blocks, fields_.threads, fields_.shared};
+    return driver::launch(kernel, parameters_.data(), stream);
   }
 
   int traverse(visitproc visit, void* arg) const {

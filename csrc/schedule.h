@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "elementary.h"
+#include "inline.h"
 #include "layout.h"
 
 namespace fused_sched {
@@ -186,17 +187,17 @@ FS_INLINE double plateau(double v, double metric, const Cell& c) {
 }
 
 FS_INLINE double piece_value(double e, const double* piece) {
-  const double x = (e + piece[SHIFT]) / piece[LENGTH];
-  if (piece[SORT] == POWER_PIECE) return power(x, piece[POWER]);
-  double turns = piece[POWER] * x;
-  if (piece[SORT] == RESTARTING_PIECE) turns -= floor(turns);
+  const double x = (e + piece[PIECE_SHIFT]) / piece[PIECE_LENGTH];
+  if (piece[PIECE_KIND] == POWER_PIECE) return power(x, piece[PIECE_P]);
+  double turns = piece[PIECE_P] * x;
+  if (piece[PIECE_KIND] == RESTARTING_PIECE) turns -= floor(turns);
   return cosine(kPi * turns);
 }
 
 FS_INLINE double piecewise(double e, const Cell& c) {
   const double* piece = c.aux + c.op[AUX_START];
-  while (e >= piece[END]) piece += PIECE_WORDS;
-  const double factor = piece[OFFSET] + piece[HEIGHT] * piece_value(e, piece);
+  while (e >= piece[PIECE_END]) piece += PIECE_WORDS;
+  const double factor = piece[PIECE_A] + piece[PIECE_B] * piece_value(e, piece);
   return c[BASE] * (factor > 0.0 ? factor : 0.0);
 }
 

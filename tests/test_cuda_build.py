@@ -12,7 +12,6 @@ import re
 import shutil
 import subprocess
 import sys
-from array import array
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from fused_sched.engines import (
     native_sources,
     ninja,
 )
+from fused_sched.engines.native_structs import CUDA_UPDATE
 from fused_sched.tables import layout
 from fused_sched.tables.block import Block
 from fused_sched.tables.params import Member, ParamTable
@@ -666,7 +666,7 @@ def test_more_gradients_than_parameters_hold_come_from_the_table(on_host):
 
 
 def test_errors_of_cuda_are_raised(on_host, monkeypatch):
-    monkeypatch.setattr(native_cuda, "_where", lambda device: [9, 0])
+    monkeypatch.setattr(native_cuda, "_where", lambda device: {"device": 9, "stream": 0})
     with pytest.raises(RuntimeError, match=r"^CUDA error: invalid device ordinal$"):
         Tables("SGD").launch()
 
@@ -679,7 +679,7 @@ def second_gpu(on_host) -> Any:
 
 
 def test_launch_on_a_second_gpu_makes_no_context_on_the_first(second_gpu, monkeypatch):
-    monkeypatch.setattr(native_cuda, "_where", lambda device: [1, 0])
+    monkeypatch.setattr(native_cuda, "_where", lambda device: {"device": 1, "stream": 0})
     Tables("SGD").launch()
     assert second_gpu.cuda_on_host_launched_on() == 1
     assert second_gpu.cuda_on_host_contexts() == 0b10
@@ -687,7 +687,7 @@ def test_launch_on_a_second_gpu_makes_no_context_on_the_first(second_gpu, monkey
 
 
 def test_failing_launch_leaves_no_context_behind(second_gpu, monkeypatch):
-    monkeypatch.setattr(native_cuda, "_where", lambda device: [9, 0])
+    monkeypatch.setattr(native_cuda, "_where", lambda device: {"device": 9, "stream": 0})
     with pytest.raises(RuntimeError, match="CUDA error"):
         Tables("SGD").launch()
     assert second_gpu.cuda_on_host_contexts() == 0 and not second_gpu.cuda_on_host_holds()
@@ -699,7 +699,7 @@ def test_fields_of_another_size_are_refused(on_host):
         module.cuda_update(b"", b"")
     tables = Tables("SGD")
     how = None, 0, layout.STAY
-    fields = native_library.update_fields(tables.block, tables.table, *how, None, None)
-    launch = array("q", [0] * 6).tobytes()
+    values = native_library.update_values(tables.block, tables.table, *how, None, None)
+    others = dict.fromkeys(CUDA_UPDATE.names, 0)
     with pytest.raises(RuntimeError, match="not one gradient for each tensor"):
-        module.cuda_update(fields + launch, bytes(8))
+        module.cuda_update(CUDA_UPDATE.pack(others | values), bytes(8))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 import time
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import fused_sched
-from fused_sched.engines import native_build, native_library
+from fused_sched.engines import native_build, native_sources
+from fused_sched.engines.native_structs import CUDA_UPDATE
 from fused_sched.schedules.known_lambdas import Piece
 from fused_sched.tables import layout
 from tests.cases import OPTIMIZERS
@@ -38,38 +39,27 @@ def run_python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
 # -- layout --------------------------------------------------------------------------------------
 
 
-def enumerations() -> dict[str, dict[str, int]]:
-    """Name -> number of every enum of csrc/layout.h."""
-    source = (ROOT / "csrc" / "layout.h").read_text(encoding="utf-8")
-    found = {}
-    for name, body in re.findall(r"enum (\w+) \{([^}]*)\}", source):
-        numbers, following = {}, 0
-        for entry in filter(None, (part.strip() for part in body.split(","))):
-            word, _, value = (part.strip() for part in entry.partition("="))
-            numbers[word] = int(value) if value else following
-            following = numbers[word] + 1
-        found[name] = numbers
-    return found
+def test_another_layout_is_another_library(monkeypatch):
+    assert f"HISTORY = {layout.HISTORY},\n" in native_sources.shared()["layout.h"]
+    before = native_build.cached(ROOT / "csrc")
+    monkeypatch.setattr(layout, "HISTORY", 99)
+    assert "HISTORY = 99,\n" in native_sources.shared()["layout.h"]
+    assert native_build.cached(ROOT / "csrc") != before
 
 
-@pytest.mark.parametrize("name", list(enumerations()))
-def test_header_restates_the_layout(name):
-    numbers = enumerations()[name]
-    if name == "PieceWord":
-        fields = Piece._fields
-        expected = dict(zip(numbers, [*range(len(fields)), layout.PIECE_WORDS], strict=True))
-        assert len(fields) == layout.PIECE_WORDS
-    elif name == "DType":
-        names = (str(dtype).removeprefix("torch.").upper() for dtype in native_library.DTYPES)
-        expected = {dtype: number for number, dtype in enumerate(names)}
-    else:
-        expected = {word: getattr(layout, word, None) for word in numbers}
-    assert numbers == expected
+def test_words_of_a_piece_are_its_fields():
+    words = [getattr(layout, f"PIECE_{field.upper()}") for field in Piece._fields]
+    assert words == list(range(layout.PIECE_WORDS))
 
 
-def test_layout_has_no_opcode_that_the_header_lacks():
-    opcodes = enumerations()["Opcode"]
-    assert list(opcodes.values()) == list(range(layout.HISTORY + 1))
+def test_a_struct_is_packed_by_name():
+    values = {name: number for number, name in enumerate(reversed(CUDA_UPDATE.names))}
+    packed = array("q", CUDA_UPDATE.pack(values)).tolist()
+    assert packed == sorted(packed, reverse=True)  # in the struct's order
+    assert packed[0] == values["addresses"] and packed[-1] == values["stream"] == 0
+    for name in ("clock", "stream"):
+        with pytest.raises(KeyError, match=name):
+            CUDA_UPDATE.pack({n: v for n, v in values.items() if n != name})
 
 
 # -- variants and threads ------------------------------------------------------------------------

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from fused_sched.tables import layout
 
-from .native_library import Found, advance_fields, make_lean_step, update_fields
+from .native_library import Found, advance_values, make_lean_step, update_values
 from .native_library import load as load_library
 from .native_rules import cuda_rule
+from .native_structs import CUDA_ADVANCE, CUDA_UPDATE
 
 if TYPE_CHECKING:
     from fused_sched.rules.rule import Rule
@@ -99,9 +100,9 @@ def _number(device: torch.device) -> int:
     return device.index
 
 
-def _where(device: torch.device) -> list[int]:
-    """Device and stream, as the structs of csrc/cuda_engine.h end."""
-    return [_number(device), torch.cuda.current_stream(device).cuda_stream]
+def _where(device: torch.device) -> dict[str, int]:
+    """The fields of both structs that say where a launch runs."""
+    return {"device": _number(device), "stream": torch.cuda.current_stream(device).cuda_stream}
 
 
 def update(
@@ -121,9 +122,9 @@ def update(
         table.send_fixed()
     else:
         table.send_addresses(grads)
-    fields = update_fields(block, table, program, _code(rule), advance, scale, found_inf)
-    addresses = array("q", grads if riding else ())
-    module.cuda_update(fields + _launch_fields(table, _where(block.device)), addresses.tobytes())
+    values = update_values(block, table, program, _code(rule), advance, scale, found_inf)
+    fields = CUDA_UPDATE.pack(values | _chunk_values(table) | _where(block.device))
+    module.cuda_update(fields, array("q", grads if riding else ()).tobytes())
 
 
 def _code(rule: Rule) -> int:
@@ -132,11 +133,14 @@ def _code(rule: Rule) -> int:
     return code
 
 
-def _launch_fields(table: ParamTable, where: Sequence[int]) -> bytes:
-    """What CudaUpdateArgs of csrc/cuda_engine.h adds to UpdateArgs."""
+def _chunk_values(table: ParamTable) -> dict[str, int]:
     chunks = table.chunks
-    fields = [chunks.data_ptr(), chunks.shape[1], table.chunk_size, len(table.kinds), *where]
-    return array("q", fields).tobytes()
+    return {
+        "chunks": chunks.data_ptr(),
+        "chunk_count": chunks.shape[1],
+        "chunk_size": table.chunk_size,
+        "kind_count": len(table.kinds),
+    }
 
 
 def can_lean(block: Block, table: ParamTable) -> bool:
@@ -150,9 +154,9 @@ def lean_step(
     """A LeanStep that launches on the current stream."""
     number = _number(block.device)
     module = _module(number)
-    fields = update_fields(block, table, program, _code(rule), found.advance, None, None)
-    fields += _launch_fields(table, [number, 0])
-    return make_lean_step(module, fields, number, block, table, found)
+    values = update_values(block, table, program, _code(rule), found.advance, None, None)
+    values |= _chunk_values(table) | {"device": number, "stream": 0}
+    return make_lean_step(module, CUDA_UPDATE.pack(values), number, block, table, found)
 
 
 def load(
@@ -176,6 +180,5 @@ def advance(
     trace: Tensor | None = None,
 ) -> None:
     """Advance a program alone: explicit mode. Arguments as for the Triton engine."""
-    fields = advance_fields(block, program, steps, metric, trace)
-    where = array("q", _where(block.device)).tobytes()
-    _module(_number(block.device)).cuda_advance(fields + where)
+    values = advance_values(block, program, steps, metric, trace) | _where(block.device)
+    _module(_number(block.device)).cuda_advance(CUDA_ADVANCE.pack(values))

@@ -13,9 +13,10 @@ from fused_sched.tables import layout
 
 from . import native_cuda
 from .native_first import FirstMember, make_first_step
-from .native_library import Found, advance_fields, make_lean_step, update_fields
+from .native_library import Found, advance_values, make_lean_step, update_values
 from .native_library import load as load_library
 from .native_rules import cpu_rule, cuda_rule
+from .native_structs import ADVANCE, UPDATE
 
 if TYPE_CHECKING:
     from fused_sched.rules.rule import Rule
@@ -61,8 +62,8 @@ def lean_step(
     """What makes the next launches as long as nothing changes; None where nothing can."""
     if block.device.type == "cuda":
         return native_cuda.lean_step(block, table, program, rule, found)
-    fields = update_fields(block, table, program, _code(rule), found.advance, None, None)
-    return make_lean_step(load_library(), fields, None, block, table, found)
+    values = update_values(block, table, program, _code(rule), found.advance, None, None)
+    return make_lean_step(load_library(), UPDATE.pack(values), None, block, table, found)
 
 
 def first_step(
@@ -88,11 +89,12 @@ def first_step(
 
 def advancer(block: Block, program: Program) -> Callable[[int], None]:
     """``advance`` of one program of a CPU block, prepared for many calls: takes the steps."""
-    fields = array("q", advance_fields(block, program, 0, None, None))
+    fields = array("q", ADVANCE.pack(advance_values(block, program, 0, None, None)))
+    place = ADVANCE.names.index("steps")
     run = load_library().advance
 
     def advance_by(steps: int) -> None:
-        fields[-1] = steps
+        fields[place] = steps
         run(fields.tobytes())
 
     return advance_by
@@ -108,7 +110,7 @@ def lean_call(words: array[int], number: int, optimizer: Any) -> Any:
 
 def lean_schedule(block: Block, program: Program, optimizer: Any, limit: int | None) -> Any:
     """A LeanSchedule of csrc/lean_schedule.cpp: the next advances of an explicit schedule."""
-    fields = advance_fields(block, program, 1, None, None)
+    fields = ADVANCE.pack(advance_values(block, program, 1, None, None))
     groups = optimizer.param_groups
     return load_library().LeanSchedule(
         fields, optimizer.__dict__, groups, tuple(groups), (block, program), limit
@@ -134,8 +136,8 @@ def update(
         native_cuda.update(block, table, grads, program, rule, advance, scale, found_inf)
         return
     table.send_addresses(grads)
-    fields = update_fields(block, table, program, _code(rule), advance, scale, found_inf)
-    load_library().update(fields)
+    values = update_values(block, table, program, _code(rule), advance, scale, found_inf)
+    load_library().update(UPDATE.pack(values))
 
 
 def load(
@@ -161,4 +163,4 @@ def advance(
     if block.device.type == "cuda":
         native_cuda.advance(block, program, steps, metric, trace)
         return
-    load_library().advance(advance_fields(block, program, steps, metric, trace))
+    load_library().advance(ADVANCE.pack(advance_values(block, program, steps, metric, trace)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import struct
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,10 @@ from fused_sched.rules.rule import Rule
 from fused_sched.tables import layout
 
 from .native_library import DLPACK_DEVICES, DLPACK_DTYPES, kind_numbers
+from .native_structs import UPDATE
+
+_NOTHING = dict.fromkeys(("ops", "lanes", "aux", "rows", "scale", "found_inf"), 0)
+"""No schedule, no scaler."""
 
 
 @dataclass(slots=True)
@@ -61,17 +64,18 @@ def make_first_step(
         code: the rule's address, of native_rules.
         forced: where the engine asked for is noted.
     """
+    count = len(params)
     dtypes = tuple(dict.fromkeys([member.dtype for member in members]))
     kinds = _kinds(dtypes)
-    memory = _memory(members, dtypes, len(params), values, list(rule.states))
+    memory = _memory(members, dtypes, count, values, list(rule.states))
     slots = layout.STATE0 + len(rule.states)
     return module.LeanStep(
-        _fields(memory, slots, len(members), len(params), values, kinds.data_ptr(), code),
+        _fields(memory, slots, len(members), count, values, kinds.data_ptr(), code),
         None,
         (DLPACK_DEVICES["cpu"], 0),
         optimizer.param_groups,
         tuple(params),
-        _facts(members, len(params)),
+        _facts(members, count),
         optimizer._optimizer_step_pre_hooks,
         optimizer._optimizer_step_post_hooks,
         forced,
@@ -116,7 +120,7 @@ def _fields(
     kinds: int,
     rule: int,
 ) -> bytes:
-    """UpdateArgs of csrc/cpu.h, into the memory."""
+    """UPDATE, into the memory."""
     columns, groups = len(values[0]), len(values)
     addresses = memory.buffer_info()[0]
     info = addresses + 8 * slots * tensors
@@ -124,10 +128,24 @@ def _fields(
     offsets = ends + 8 * tensors
     clock = offsets + 8 * params
     record = clock + 8 * layout.CLOCK_WORDS
-    tables = addresses, info, offsets, record, clock
-    nothing = 0, 0, 0, 0, 0  # no program, no scaler
-    sizes = 0, slots, tensors, columns, groups
-    return struct.pack("19q", *tables, *nothing, kinds, ends, *sizes, rule, layout.COUNTED)
+    return UPDATE.pack(
+        {
+            **_NOTHING,
+            "addresses": addresses,
+            "info": info,
+            "offsets": offsets,
+            "record": record,
+            "clock": clock,
+            "kinds": kinds,
+            "ends": ends,
+            "slots": slots,
+            "tensors": tensors,
+            "columns": columns,
+            "groups": groups,
+            "rule": rule,
+            "advance": layout.COUNTED,
+        }
+    )
 
 
 def _facts(members: Sequence[FirstMember], params: int) -> bytes:

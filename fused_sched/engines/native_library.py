@@ -16,14 +16,21 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
+from fused_sched.tables import layout
+
 from . import native_build
 
 if TYPE_CHECKING:
     from fused_sched.tables.block import Block, Program
     from fused_sched.tables.params import Kind, ParamTable
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-"""In the order of DType in csrc/layout.h."""
+DTYPES = {
+    torch.float32: layout.FLOAT32,
+    torch.bfloat16: layout.BFLOAT16,
+    torch.float16: layout.FLOAT16,
+    torch.float64: layout.FLOAT64,
+}
+"""The compiled engine's numbers of them."""
 
 
 DLPACK_DEVICES = {"cpu": 1, "cuda": 2}
@@ -102,17 +109,22 @@ def described() -> str:
 
 @functools.cache
 def kind_numbers(kinds: tuple[Kind, ...]) -> Tensor:
-    numbers = [[DTYPES.index(dtype) for dtype in kind] for kind in kinds]
+    numbers = [[DTYPES[dtype] for dtype in kind] for kind in kinds]
     return torch.tensor(numbers, dtype=torch.int64, device="cpu")
 
 
-def _program_fields(program: Program | None) -> list[int]:
+def _program_values(program: Program | None) -> dict[str, int]:
     if program is None:
-        return [0, 0, 0]
-    return [program.ops.data_ptr(), program.lanes.data_ptr(), program.aux.data_ptr()]
+        return {"ops": 0, "lanes": 0, "aux": 0, "rows": 0}
+    return {
+        "ops": program.ops.data_ptr(),
+        "lanes": program.lanes.data_ptr(),
+        "aux": program.aux.data_ptr(),
+        "rows": program.rows,
+    }
 
 
-def update_fields(
+def update_values(
     block: Block,
     table: ParamTable,
     program: Program | None,
@@ -120,47 +132,44 @@ def update_fields(
     advance: int,
     scale: Tensor | None,
     found_inf: Tensor | None,
-) -> bytes:
-    """UpdateArgs of csrc/cpu.h."""
+) -> dict[str, int]:
+    """The fields of UPDATE."""
     columns, groups = block.record.shape[1:]
-    fields = [
-        table.addresses.data_ptr(),
-        table.info.data_ptr(),
-        block.offsets.data_ptr(),
-        block.record.data_ptr(),
-        block.clock.data_ptr(),
-        *_program_fields(program),
-        *(0 if scalar is None else scalar.data_ptr() for scalar in (scale, found_inf)),
-        kind_numbers(table.kinds).data_ptr(),
-        table.ends.data_ptr(),
-        0 if program is None else program.rows,
-        table.addresses.shape[0],
-        len(table.members),
-        columns,
-        groups,
-        rule,
-        advance,
-    ]
-    return array("q", fields).tobytes()
+    return {
+        "addresses": table.addresses.data_ptr(),
+        "info": table.info.data_ptr(),
+        "offsets": block.offsets.data_ptr(),
+        "record": block.record.data_ptr(),
+        "clock": block.clock.data_ptr(),
+        **_program_values(program),
+        "scale": 0 if scale is None else scale.data_ptr(),
+        "found_inf": 0 if found_inf is None else found_inf.data_ptr(),
+        "kinds": kind_numbers(table.kinds).data_ptr(),
+        "ends": table.ends.data_ptr(),
+        "slots": table.addresses.shape[0],
+        "tensors": len(table.members),
+        "columns": columns,
+        "groups": groups,
+        "rule": rule,
+        "advance": advance,
+    }
 
 
-def advance_fields(
+def advance_values(
     block: Block, program: Program, steps: int, metric: Tensor | None, trace: Tensor | None
-) -> bytes:
-    """AdvanceArgs of csrc/cpu.h."""
+) -> dict[str, int]:
+    """The fields of ADVANCE."""
     columns, groups = block.record.shape[1:]
-    fields = [
-        block.record.data_ptr(),
-        block.clock.data_ptr(),
-        *_program_fields(program),
-        0 if trace is None else trace.data_ptr(),
-        0 if metric is None else metric.data_ptr(),
-        program.rows,
-        columns,
-        groups,
-        steps,
-    ]
-    return array("q", fields).tobytes()
+    return {
+        "record": block.record.data_ptr(),
+        "clock": block.clock.data_ptr(),
+        **_program_values(program),
+        "trace": 0 if trace is None else trace.data_ptr(),
+        "metric": 0 if metric is None else metric.data_ptr(),
+        "columns": columns,
+        "groups": groups,
+        "steps": steps,
+    }
 
 
 @dataclass(frozen=True)
@@ -200,7 +209,7 @@ def make_lean_step(
 
     Args:
         module: the compiled library.
-        fields: UpdateArgs or CudaUpdateArgs; TritonFields and parameters.
+        fields: UPDATE or CUDA_UPDATE, packed; TRITON_LAUNCH and parameters.
         number: of the GPU, None for the CPU.
         triton: its hooks, and what owns what the parameters point at, of a TritonStep.
     """

@@ -44,7 +44,7 @@ def _loaded(rule: Rule, isa: str) -> int:
     if csrc is None:
         raise ninja.BuildError("the C++ sources are not installed; install fused_sched again")
     source = rule.text()
-    files = {
+    files = native_sources.shared() | {
         f"{rule.name}.h": native_sources.header("a class of your own", source),
         f"{rule.name}.cpp": native_sources.launch("a class of your own", source, _EXPORT),
     }

@@ -1,4 +1,4 @@
-"""The C++ that is written from Python: each optimizer's rule, and the list of them.
+"""The C++ that is written from Python: each optimizer's rule, the list of them, the layout.
 
 ``setup.py`` imports this where neither torch nor Triton is installed.
 """
@@ -11,6 +11,9 @@ from pathlib import Path
 
 from fused_sched.rules.cpp import struct
 from fused_sched.rules.source import RuleSource, from_text
+from fused_sched.tables import layout
+
+from .native_structs import STRUCTS
 
 _HEAD = "// Written by fused_sched/engines/native_sources.py from {0}; do not edit.\n"
 
@@ -29,11 +32,12 @@ def generated(rules: Sequence[tuple[str, RuleSource]]) -> dict[str, str]:
     """Name -> text of every file that is written beside ``csrc/``.
 
     ``<Rule>.h`` has the struct; ``<Rule>.cpp`` its launch on the CPU, for one instruction set;
-    ``rules.h`` all structs; ``rule_list.h`` ``FS_RULES(X)``, which is ``X(Adam) X(SGD)``.
+    ``rules.h`` all structs; ``rule_list.h`` ``FS_RULES(X)``, which is ``X(Adam) X(SGD)``. And those
+    of :func:`shared`.
     """
     names = [rule.name for _, rule in rules]
     every = _HEAD.format("fused_sched/optim") + "#pragma once\n\n"
-    files = {
+    files = shared() | {
         "rule_list.h": every + f"#define FS_RULES(X) {' '.join(f'X({name})' for name in names)}\n",
         "rules.h": every + "".join(f'#include "{name}.h"\n' for name in names),
     }
@@ -41,6 +45,19 @@ def generated(rules: Sequence[tuple[str, RuleSource]]) -> dict[str, str]:
         files[f"{rule.name}.h"] = header(file, rule)
         files[f"{rule.name}.cpp"] = launch(file, rule, f"void update_{rule.name}")
     return files
+
+
+def shared() -> dict[str, str]:
+    """``layout.h`` has the integers of tables/layout.py, ``structs.h`` what Python passes."""
+    numbers = [(name, value) for name, value in vars(layout).items() if type(value) is int]
+    lines = "".join(f"  {name} = {value},\n" for name, value in numbers)
+    enum = f"namespace fused_sched {{\n\nenum Layout {{\n{lines}}};\n\n}}  // fused_sched\n"
+    structs = "#include <cstdint>\n\n" + "\n".join(one.text() for one in STRUCTS)
+    head = _HEAD + "#pragma once\n\n"
+    return {
+        "layout.h": head.format("fused_sched/tables/layout.py") + enum,
+        "structs.h": head.format("fused_sched/engines/native_structs.py") + structs,
+    }
 
 
 def header(file: str, rule: RuleSource) -> str:

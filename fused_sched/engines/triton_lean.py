@@ -19,6 +19,7 @@ from fused_sched.tables import layout
 
 from .native_library import Found, make_lean_step
 from .native_library import load as load_library
+from .native_structs import TRITON_LAUNCH
 
 if TYPE_CHECKING:
     from fused_sched.tables.block import Block
@@ -81,21 +82,21 @@ def make_triton_step(
         return None
     addresses = table.lean_addresses()
     parameters = _parameters(handle, [addresses, *args[1:]])
-    names = [name for name, _ in parameters]
-    fields = [
-        handle.function,
-        table.programs,
-        handle.metadata.num_warps * _lanes(handle.metadata),
-        handle.metadata.shared,
-        addresses[layout.GRAD].data_ptr(),
-        addresses.shape[1],
-        names.index("advance"),
-        *(value for _, value in parameters),
-        *_SCRATCH,
-    ]
+    fields = TRITON_LAUNCH.pack(
+        {
+            "function": handle.function,
+            "blocks": table.programs,
+            "threads": handle.metadata.num_warps * _lanes(handle.metadata),
+            "shared": handle.metadata.shared,
+            "grads": addresses[layout.GRAD].data_ptr(),
+            "tensors": addresses.shape[1],
+            "advance": [name for name, _ in parameters].index("advance"),
+        }
+    )
+    words = array("q", [*(value for _, value in parameters), *_SCRATCH])
     return make_lean_step(
         _library(),
-        array("q", fields).tobytes(),
+        fields + words.tobytes(),
         block.device.index or 0,
         block,
         table,

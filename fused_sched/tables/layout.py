@@ -1,7 +1,8 @@
 """Where each number of a launch lies: rows, columns, slots and opcodes, stated once.
 
-The Triton kernels import these integers as ``tl.constexpr``; ``csrc/layout.h`` restates them and
-a test compares the two.
+The Triton kernels have these integers as ``tl.constexpr`` (kernels/constants.py), the C++ as an
+enum (engines/native_sources.py). The build imports this where neither torch nor Triton is
+installed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ PARAM, GRAD, STATE0 = range(3)  # then a slot for each further state of the rule
 
 NUMEL, GROUP, KIND, PARAM_INDEX = range(4)
 INFO = 4
+
+FLOAT32, BFLOAT16, FLOAT16, FLOAT64 = range(4)
+"""How the compiled engine's kinds name a dtype."""
 
 # -- how a Triton launch is cut and compiled: what a GPU's measurements decide ------------------
 WARPS = 4
@@ -177,7 +181,8 @@ ANNEAL_COS, ANNEAL_LINEAR = range(2)
 # MODE of PLATEAU
 MIN_REL, MIN_ABS, MAX_REL, MAX_ABS = range(4)
 
-# A PIECEWISE row's table: for each piece (end, kind, shift, length, p, a, b), float64
+# A PIECEWISE row's table, float64 [pieces, PIECE_WORDS]: see Piece of schedules/known_lambdas.py
+PIECE_END, PIECE_KIND, PIECE_SHIFT, PIECE_LENGTH, PIECE_P, PIECE_A, PIECE_B = range(7)
 PIECE_WORDS = 7
 # kind of a piece
 POWER_PIECE, COSINE_PIECE, RESTARTING_PIECE = range(3)

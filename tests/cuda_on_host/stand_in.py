@@ -58,7 +58,7 @@ def serve(patch: pytest.MonkeyPatch) -> None:
     """The native engine launches CUDA kernels, on CPU tensors."""
     patch.setattr(native_cuda, "_module", lambda device: module())
     patch.setattr(native_cuda, "_number", lambda device: 0)
-    patch.setattr(native_cuda, "_where", lambda device: [0, 0])
+    patch.setattr(native_cuda, "_where", lambda device: {"device": 0, "stream": 0})
     for name in ("update", "load", "advance", "can_lean", "lean_step"):
         patch.setattr(native_engine, name, getattr(native_cuda, name))
     patch.delattr(native_engine, "first_step")  # the CPU's

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import inspect
-from array import array
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,18 +14,23 @@ import pytest
 import triton.language as tl
 
 from fused_sched.engines import native_library, native_rules, triton_engine, triton_lean
+from fused_sched.engines.native_structs import ADVANCE, UPDATE
 from fused_sched.kernels.rules import bind
 from fused_sched.runtime.lean import Lean
 from fused_sched.swap import OPTIMIZERS
+from fused_sched.tables import layout
 from tests.cuda_on_host import stand_in
 
-_DTYPES = tl.float32, tl.bfloat16, tl.float16, tl.float64
-"""In the order of DType in csrc/layout.h."""
+_DTYPES = {
+    tl.float32: layout.FLOAT32,
+    tl.bfloat16: layout.BFLOAT16,
+    tl.float16: layout.FLOAT16,
+    tl.float64: layout.FLOAT64,
+}
 
-_FIELDS = ("addresses_ptr", "info_ptr", "offsets_ptr", "record_ptr", "clock_ptr", "ops_ptr")
-_FIELDS += ("lanes_ptr", "aux_ptr")
+_POINTERS = ("addresses", "info", "offsets", "record", "clock", "ops", "lanes", "aux")
+_SIZES = {"rows": "num_rows", "tensors": "num_tensors", "columns": "num_columns", "groups": "G"}
 _RULES = [cls._rule for cls in OPTIMIZERS.values()]
-_SIZES = ("num_rows", "slots", "num_tensors", "num_columns", "G")
 
 
 class Handle:
@@ -71,23 +75,23 @@ class Handle:
             kind = ctypes.c_int64 if name.endswith("_ptr") else ctypes.c_int32
             values[name] = kind.from_address(place).value
         here = self._args
-        numbers = [_DTYPES.index(dtype) for kind in here["KINDS"] for dtype in kind]
+        numbers = [_DTYPES[dtype] for kind in here["KINDS"] for dtype in kind]
         kinds = (ctypes.c_int64 * len(numbers))(*numbers)
         rule = next(rule for rule in _RULES if here["RULE"] is bind(rule).rule)
-        values["slots"] = 2 + len(rule.states)
         if not values["num_rows"]:
             values |= {"ops_ptr": 0, "lanes_ptr": 0, "aux_ptr": 0}
-        fields = [
-            *(values[name] for name in _FIELDS),
-            values["scale_ptr"] if here["UNSCALE"] else 0,
-            values["found_inf_ptr"] if here["SCALER"] else 0,
-            ctypes.addressof(kinds),
-            ctypes.addressof(self._ends),
-            *(values[name] for name in _SIZES),
-            native_rules.cpu_rule(rule),
-            values["advance"],
-        ]
-        native_library.load().update(array("q", fields).tobytes())
+        fields = {
+            **{name: values[f"{name}_ptr"] for name in _POINTERS},
+            **{name: values[theirs] for name, theirs in _SIZES.items()},
+            "scale": values["scale_ptr"] if here["UNSCALE"] else 0,
+            "found_inf": values["found_inf_ptr"] if here["SCALER"] else 0,
+            "kinds": ctypes.addressof(kinds),
+            "ends": ctypes.addressof(self._ends),
+            "slots": layout.STATE0 + len(rule.states),
+            "rule": native_rules.cpu_rule(rule),
+            "advance": values["advance"],
+        }
+        native_library.load().update(UPDATE.pack(fields))
 
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.POINTER(ctypes.c_void_p))
@@ -108,7 +112,8 @@ def serve(patch: pytest.MonkeyPatch) -> None:
                 triton_engine._compiled[key] = Handle(kernel, args)
 
     def advance(*args: Any, **kwargs: Any) -> None:
-        native_library.load().advance(native_library.advance_fields(*_filled(*args, **kwargs)))
+        values = native_library.advance_values(*_filled(*args, **kwargs))
+        native_library.load().advance(ADVANCE.pack(values))
 
     patch.setattr(triton_engine, "_compiled", {})
     patch.setattr(triton_engine, "_compile", compile_all)
