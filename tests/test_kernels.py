@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from decimal import Decimal, getcontext
 
 import pytest
@@ -51,6 +54,29 @@ def padded(values, dtype):
     """The values in a tensor whose size is a power of two, and that size."""
     size = triton.next_power_of_2(len(values))
     return torch.tensor([*values, *values[:1] * (size - len(values))], dtype=dtype), size
+
+
+KEYS = """
+import sys
+from fused_sched.tables import layout
+layout.AUX_EPOCH += int(sys.argv[1])
+from fused_sched.kernels import schedule, update
+print(schedule.schedule_kernel.cache_key, update.update_kernel.cache_key)
+"""
+
+
+def test_kernels_of_another_layout_are_kept_under_another_key():
+    """Else Triton would load from disk what was compiled for the layout of before."""
+
+    def keys(shift: int) -> list[str]:
+        env = os.environ | {"TRITON_INTERPRET": "0"}
+        command = [sys.executable, "-c", KEYS, str(shift)]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+        return done.stdout.split()
+
+    before, same, after = keys(0), keys(0), keys(1)
+    assert before == same
+    assert all(one != other for one, other in zip(before, after, strict=True))
 
 
 @pytest.mark.parametrize(

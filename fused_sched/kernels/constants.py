@@ -1,88 +1,27 @@
-"""The integers of ``tables.layout`` as Triton sees them."""
+"""The integers of ``tables.layout`` as Triton sees them.
+
+A kernel imports them from here by name. Triton puts the values of a kernel's own globals into the
+key under which it keeps compiled code on disk, but not what a kernel reads through a module, as
+``layout.CLOCK``: after a change of the layout it would load kernels compiled for the old one.
+"""
+
+from typing import TYPE_CHECKING
 
 import triton.language as tl
 
 from fused_sched.tables import layout
 
-GRAD = tl.constexpr(layout.GRAD)
-NUMEL = tl.constexpr(layout.NUMEL)
-GROUP = tl.constexpr(layout.GROUP)
-KIND = tl.constexpr(layout.KIND)
-PARAM_INDEX = tl.constexpr(layout.PARAM_INDEX)
+if TYPE_CHECKING:
+
+    def __getattr__(name: str) -> tl.constexpr:
+        """Any name: mypy does not see what the loop fills in."""
+
+
+# Filled by a loop: the key holds names and values of the importing module's globals, wherever they
+# come from.
+for _name, _value in vars(layout).items():
+    if type(_value) is int:
+        globals()[_name] = tl.constexpr(_value)
 
 THREADS = tl.constexpr(32 * layout.WARPS)
-
-CLOCK = tl.constexpr(layout.CLOCK)
-TURN_BITS = tl.constexpr(layout.TURN_BITS)
 TURN = tl.constexpr(1 << layout.TURN_BITS)
-OVERRUN = tl.constexpr(layout.OVERRUN)
-
-CALLED = tl.constexpr(layout.CALLED)
-COUNTED = tl.constexpr(layout.COUNTED)
-
-OPCODE = tl.constexpr(layout.OPCODE)
-COLUMN = tl.constexpr(layout.COLUMN)
-DERIVED = tl.constexpr(layout.DERIVED)
-NEXT = tl.constexpr(layout.NEXT)
-INTERVAL = tl.constexpr(layout.INTERVAL)
-TICK = tl.constexpr(layout.TICK)
-EPOCH = tl.constexpr(layout.EPOCH)
-COUNT = tl.constexpr(layout.COUNT)
-COUNT_INCREMENT = tl.constexpr(layout.COUNT_INCREMENT)
-AUX_START = tl.constexpr(layout.AUX_START)
-AUX_LENGTH = tl.constexpr(layout.AUX_LENGTH)
-AUX_EPOCH = tl.constexpr(layout.AUX_EPOCH)
-MODE = tl.constexpr(layout.MODE)
-HAS_RESTART = tl.constexpr(layout.HAS_RESTART)
-ON_SKIP = tl.constexpr(layout.ON_SKIP)
-ADDRESS = tl.constexpr(layout.ADDRESS)
-OP_WORDS = tl.constexpr(layout.OP_WORDS)
-
-BASE = tl.constexpr(layout.BASE)
-RESTART = tl.constexpr(layout.RESTART)
-P0 = tl.constexpr(layout.P0)
-P1 = tl.constexpr(layout.P1)
-P2 = tl.constexpr(layout.P2)
-P3 = tl.constexpr(layout.P3)
-P4 = tl.constexpr(layout.P4)
-P5 = tl.constexpr(layout.P5)
-P6 = tl.constexpr(layout.P6)
-P7 = tl.constexpr(layout.P7)
-P8 = tl.constexpr(layout.P8)
-P9 = tl.constexpr(layout.P9)
-S0 = tl.constexpr(layout.S0)
-S1 = tl.constexpr(layout.S1)
-S2 = tl.constexpr(layout.S2)
-LAST = tl.constexpr(layout.LAST)
-LANES = tl.constexpr(layout.LANES)
-LANE_WORDS = tl.constexpr(layout.LANE_WORDS)
-
-LOAD = tl.constexpr(layout.LOAD)
-STORE = tl.constexpr(layout.STORE)
-SEQUENTIAL = tl.constexpr(layout.SEQUENTIAL)
-EXPONENTIAL = tl.constexpr(layout.EXPONENTIAL)
-STEP = tl.constexpr(layout.STEP)
-MULTI_STEP = tl.constexpr(layout.MULTI_STEP)
-LINEAR = tl.constexpr(layout.LINEAR)
-POLYNOMIAL = tl.constexpr(layout.POLYNOMIAL)
-COSINE = tl.constexpr(layout.COSINE)
-WARM_RESTARTS = tl.constexpr(layout.WARM_RESTARTS)
-CYCLIC = tl.constexpr(layout.CYCLIC)
-ONE_CYCLE = tl.constexpr(layout.ONE_CYCLE)
-TABLE_VALUE = tl.constexpr(layout.TABLE_VALUE)
-TABLE_FACTOR = tl.constexpr(layout.TABLE_FACTOR)
-SWA = tl.constexpr(layout.SWA)
-PLATEAU = tl.constexpr(layout.PLATEAU)
-PIECEWISE = tl.constexpr(layout.PIECEWISE)
-HISTORY = tl.constexpr(layout.HISTORY)
-
-TRIANGULAR = tl.constexpr(layout.TRIANGULAR)
-TRIANGULAR2 = tl.constexpr(layout.TRIANGULAR2)
-ANNEAL_COS = tl.constexpr(layout.ANNEAL_COS)
-MIN_REL = tl.constexpr(layout.MIN_REL)
-MIN_ABS = tl.constexpr(layout.MIN_ABS)
-MAX_REL = tl.constexpr(layout.MAX_REL)
-
-PIECE_WORDS = tl.constexpr(layout.PIECE_WORDS)
-POWER_PIECE = tl.constexpr(layout.POWER_PIECE)
-RESTARTING_PIECE = tl.constexpr(layout.RESTARTING_PIECE)

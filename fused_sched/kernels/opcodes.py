@@ -34,6 +34,13 @@ from .constants import (
     P7,
     P8,
     P9,
+    PIECE_A,
+    PIECE_B,
+    PIECE_END,
+    PIECE_KIND,
+    PIECE_LENGTH,
+    PIECE_P,
+    PIECE_SHIFT,
     PIECE_WORDS,
     POWER_PIECE,
     RESTARTING_PIECE,
@@ -287,9 +294,9 @@ def plateau(v, metric, row, mode):
 
 @triton.jit
 def piece(e, op, aux_ptr):
-    """Address of the piece that e lies in: (end, kind, shift, length, p, a, b)."""
+    """Address of the piece that e lies in."""
     at = tl.load(op + AUX_START)
-    while e >= tl.load(aux_ptr + at):
+    while e >= tl.load(aux_ptr + at + PIECE_END):
         at += PIECE_WORDS
     return aux_ptr + at
 
@@ -297,9 +304,9 @@ def piece(e, op, aux_ptr):
 @triton.jit
 def piecewise_argument(v, e, piece_ptr):
     """(what g takes: x, or pi p x, or pi times the fraction of p x; cosines to take of it)."""
-    kind = tl.load(piece_ptr + 1)
-    x = (e + tl.load(piece_ptr + 2)) / tl.load(piece_ptr + 3)
-    turns = tl.load(piece_ptr + 4) * x
+    kind = tl.load(piece_ptr + PIECE_KIND)
+    x = (e + tl.load(piece_ptr + PIECE_SHIFT)) / tl.load(piece_ptr + PIECE_LENGTH)
+    turns = tl.load(piece_ptr + PIECE_P) * x
     turns = tl.where(kind == RESTARTING_PIECE, turns - tl.floor(turns), turns)
     argument = tl.where(kind == POWER_PIECE, x, turns * PI)
     return v * 0.0 + argument, tl.where(kind == POWER_PIECE, 0, 1)
@@ -308,7 +315,7 @@ def piecewise_argument(v, e, piece_ptr):
 @triton.jit
 def piecewise(c0, row, piece_ptr):
     """Schedules in pieces: base * max(0, a + b g), g = x ** p or the cosine c0."""
-    raised = power(c0, tl.load(piece_ptr + 4))
-    g = tl.where(tl.load(piece_ptr + 1) == POWER_PIECE, raised, c0)
-    factor = tl.load(piece_ptr + 5) + tl.load(piece_ptr + 6) * g
+    raised = power(c0, tl.load(piece_ptr + PIECE_P))
+    g = tl.where(tl.load(piece_ptr + PIECE_KIND) == POWER_PIECE, raised, c0)
+    factor = tl.load(piece_ptr + PIECE_A) + tl.load(piece_ptr + PIECE_B) * g
     return load_word(row, BASE) * tl.where(factor > 0.0, factor, 0.0)
