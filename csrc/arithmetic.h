@@ -76,4 +76,9 @@ FS_INLINE V spread(C x) {
   return x - V{};
 }
 
+template <class V>
+FS_INLINE auto spread_truth(bool x) -> decltype(V{} == V{}) {
+  return x ? V{} == V{} : V{} != V{};
+}
+
 }  // namespace fused_sched

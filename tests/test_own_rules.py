@@ -132,6 +132,38 @@ def test_a_rule_nobody_has_published_follows_its_formula(engine, keep):
         assert opt.state[params[0]].keys() == {"step", "average"} | ({"largest"} if keep else set())
 
 
+class Mixed(FusedOptimizer):
+    """Truths of a coefficient and of an element together, under names and in expressions."""
+
+    def __init__(self, params: Any, lr: float = 0.5):
+        super().__init__(params, {"lr": lr})
+
+    @staticmethod
+    def coefficients(lr, step):
+        later = (step > 1) & (lr > 0.0)
+        return lr, later
+
+    @staticmethod
+    def rule(p, g, c):
+        lr, later = c
+        moves = later != 0.0
+        moves = moves & (g > 0.0)
+        both = (lr > 0.0) & moves | ~(later != 0.0)
+        return p - lr * where(both, 1.0, 0.0)
+
+
+# Triton's interpreter has no `&` of one number and many; compiled, there is one.
+@pytest.mark.parametrize("engine", ["eager", "native"])
+def test_truths_of_coefficients_and_of_elements_go_together(engine):
+    param = Parameter(torch.zeros(20))
+    with fused_sched.use_engine(engine):
+        opt = Mixed([param])
+        for _ in range(2):
+            param.grad = torch.arange(20.0) - 10
+            opt.step()
+    assert param.tolist() == [-0.5] * 11 + [-1.0] * 9
+
+
 def digits() -> tuple[Tensor, Tensor]:
     """512 real handwritten digits of scikit-learn."""
     datasets = pytest.importorskip("sklearn.datasets", reason="a tool of make test")

@@ -1,4 +1,4 @@
-"""A rule as C++: the struct that ``csrc/update.h`` and ``csrc/cuda.cu`` launch.
+"""A rule as C++: the struct that ``csrc/cpu_update.h`` and ``csrc/cuda.cu`` launch.
 
 The text keeps the Python's names, order and comments, so that one can be read beside the other.
 In ``apply`` a value is an element (``V``: a number, or a vector of the compiler's) or a number that
@@ -8,11 +8,9 @@ all elements share (``C``); the constructor computes in double.
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable
+from collections.abc import Iterable
 
 from .source import Assignment, Function, RuleSource
-
-IsElement = Callable[[ast.expr], bool]
 
 _PRECEDENCE: dict[type[ast.AST], tuple[int, str]] = {
     ast.BitOr: (1, "|"),
@@ -28,271 +26,198 @@ _PRECEDENCE: dict[type[ast.AST], tuple[int, str]] = {
     ast.Mult: (6, "*"),
     ast.Div: (6, "/"),
 }
-_SIGN = 7
+_CHOICE, _SIGN = 1, 7  # a ? b : c binds less than all of these, a sign more
 
-_TAKEN = frozenset(
-    [
-        "C",
-        "V",
-        "h",
-        "count",
-        "alignas",
-        "alignof",
-        "asm",
-        "auto",
-        "bool",
-        "case",
-        "catch",
-        "char",
-        "const",
-        "constexpr",
-        "default",
-        "delete",
-        "do",
-        "double",
-        "enum",
-        "explicit",
-        "export",
-        "extern",
-        "false",
-        "float",
-        "friend",
-        "goto",
-        "inline",
-        "int",
-        "long",
-        "mutable",
-        "namespace",
-        "new",
-        "operator",
-        "private",
-        "protected",
-        "public",
-        "register",
-        "short",
-        "signed",
-        "sizeof",
-        "static",
-        "struct",
-        "switch",
-        "template",
-        "this",
-        "throw",
-        "true",
-        "typedef",
-        "typename",
-        "union",
-        "unsigned",
-        "using",
-        "virtual",
-        "void",
-        "volatile",
-    ]
-)
+_TAKEN = """
+C V h count alignas alignof asm auto bool case catch char const constexpr default delete do double
+enum explicit export extern false float friend goto inline int long mutable namespace new operator
+private protected public register short signed sizeof static struct switch template this throw true
+typedef typename union unsigned using virtual void volatile
+"""
 """Names of Python's that C++ or the struct around them uses for something else."""
 
 
 def struct(source: RuleSource) -> str:
     """``template <class C> struct LionRule``, with its coefficients and ``apply``."""
-    name, members = f"{source.name}Rule", source.rule.unpacked
+    name = f"{source.name}Rule"
+    p, g, *states = (_spelled(name) for name in source.rule.parameters[:-1])
+    parameters = ", ".join([f"V& {p}", f"V {g}", *(f"V& {state}" for state in states)])
     lines = [
         "template <class C>",
         f"struct {name} {{",
-        f"  static constexpr int kStates = {len(source.states)};",
+        f"  static constexpr int kStates = {len(states)};",
         "",
+        *_members(source),
+        "",
+        *_documented(source.coefficients),
+        f"  FS_INLINE {name}(const Hyper& h, int64_t count) {{",
+        *(f"    {line}" for line in _constructor(source)),
+        "  }",
+        "",
+        *_documented(source.rule),
+        "  template <class V>",
+        f"  FS_INLINE void apply({parameters}) const {{",
+        *(f"    {line}" for line in _apply(source)),
+        "  }",
+        "};",
     ]
-    if members:
-        lines += _wrapped("  C ", [_spelled(member) for member in members])
-    lines += ["", *_documented(source.coefficients)]
-    lines += [f"  FS_INLINE {name}(const Hyper& h, int64_t count) {{"]
-    lines += [f"    {line}" for line in _constructor(source)]
-    lines += ["  }", "", *_documented(source.rule)]
-    parameters = ["V& p", "V g", *(f"V& {_spelled(state)}" for state in source.states)]
-    names = [_spelled(parameter) for parameter in source.rule.parameters[:2]]
-    parameters[:2] = [f"V& {names[0]}", f"V {names[1]}"]
-    lines += ["  template <class V>"]
-    lines += [f"  FS_INLINE void apply({', '.join(parameters)}) const {{"]
-    lines += [f"    {line}" for line in _Body(source).lines()]
-    lines += ["  }", "};"]
     return "\n".join(lines) + "\n"
+
+
+def _members(source: RuleSource) -> list[str]:
+    """The coefficients, as many to a line as it holds."""
+    lines = ["  C"]
+    for name in source.rule.unpacked:
+        if len(lines[-1]) + len(name) > 96:
+            lines.append("   ")
+        lines[-1] += f" {_spelled(name)},"
+    lines[-1] = f"{lines[-1].removesuffix(',')};"
+    return lines if source.rule.unpacked else []
 
 
 def _documented(function: Function) -> list[str]:
     return [f"  // {line}".rstrip() for line in function.doc.splitlines()]
 
 
-def _wrapped(start: str, names: list[str]) -> list[str]:
-    lines, line = [], start
-    for i, name in enumerate(names):
-        part = name + (";" if i == len(names) - 1 else ", ")
-        if len(line) + len(part) > 100:
-            lines.append(line.rstrip())
-            line = " " * len(start)
-        line += part
-    return [*lines, line]
-
-
-def _spelled(name: str) -> str:
-    return f"{name}_" if name in _TAKEN else name
-
-
 def _constructor(source: RuleSource) -> list[str]:
     function = source.coefficients
-    used = _names_in(function)
+    body = _Body(function, elements=(), number="double")
+    values = [f"h[{column}]" for column in range(len(source.columns))]
+    values.append("static_cast<double>(count)")
     lines = [
-        f"const double {_spelled(name)} = h[{column}];"
-        for column, name in enumerate(source.columns)
-        if name in used
+        f"{body.const(name)}double {_spelled(name)} = {value};"
+        for name, value in zip(function.parameters, values, strict=True)
+        if name in function.used
     ]
-    if "step" in used:
-        lines.append("const double step = static_cast<double>(count);")
-    assigned = [part.name for part in function.body]
-    seen = set(function.parameters)
-    # A member of the same name is another variable: what is computed gets its own name here.
-    for part in function.body:
-        lines += [f"// {line}" for line in part.comment]
-        value = _expression(part.value, _double)
-        if part.name in seen:
-            lines.append(f"{_spelled(part.name)} = {value};")
-        else:
-            const = "const " if assigned.count(part.name) == 1 else ""
-            lines.append(f"{const}double {_spelled(part.name)} = {value};")
-            seen.add(part.name)
-    reassigned = seen & set(function.parameters) & set(assigned)
-    lines = [line.removeprefix("const ") if _declares(line, reassigned) else line for line in lines]
+    lines += body.statements()
     for member, result in zip(source.rule.unpacked, function.results, strict=True):
-        value = _expression(result, _double)
-        lines.append(f"this->{_spelled(member)} = static_cast<C>({value});")
+        lines.append(f"this->{_spelled(member)} = static_cast<C>({body.text(result)});")
     return lines
 
 
-def _declares(line: str, names: set[str]) -> bool:
-    return any(line.startswith(f"const double {_spelled(name)} = ") for name in names)
-
-
-def _names_in(function: Function) -> set[str]:
-    nodes = [*(part.value for part in function.body), *function.results]
-    return {n.id for node in nodes for n in ast.walk(node) if isinstance(n, ast.Name)}
-
-
-def _double(node: ast.expr) -> bool:
-    return False
+def _apply(source: RuleSource) -> list[str]:
+    rule = source.rule
+    body = _Body(rule, elements=rule.parameters[:-1], number="C")
+    changed = [
+        (_spelled(name), body.value(result, element=True))
+        for name, result in zip([rule.parameters[0], *source.states], rule.results, strict=True)
+        if not (isinstance(result, ast.Name) and result.id == name)
+    ]
+    if len(changed) < 2:
+        return body.statements() + [f"{name} = {value};" for name, value in changed]
+    return [  # all are computed before the first of them is replaced
+        *body.statements(),
+        *(f"const V next_{name} = {value};" for name, value in changed),
+        *(f"{name} = next_{name};" for name, _ in changed),
+    ]
 
 
 class _Body:
-    """The body of ``apply``."""
+    """The statements and expressions of one function.
 
-    def __init__(self, source: RuleSource) -> None:
-        self.source = source
-        rule = source.rule
-        self.elements = set(rule.parameters[:-1])
-        # Until nothing changes: a name is an element if anything assigned to it is one.
+    Args:
+        elements: names of its parameters that are elements.
+        number: the type of what all elements share.
+    """
+
+    def __init__(self, function: Function, elements: Iterable[str], number: str) -> None:
+        self._function = function
+        self._number = number
+        self._elements = set(elements)
+        self._truths: set[str] = set()
+        self._assigned = [part.name for part in function.body]
         before = -1
-        while len(self.elements) != before:
-            before = len(self.elements)
-            self.elements |= {part.name for part in rule.body if self.is_element(part.value)}
-        self.assigned = [part.name for part in rule.body]
+        while before != len(self._elements) + len(self._truths):
+            before = len(self._elements) + len(self._truths)
+            for part in function.body:  # a name is an element if anything assigned to it is one
+                if self._is_element(part.value):
+                    self._elements.add(part.name)
+                if self._is_truth(part.value):
+                    self._truths.add(part.name)
 
-    def is_element(self, node: ast.expr) -> bool:
-        return any(isinstance(n, ast.Name) and n.id in self.elements for n in ast.walk(node))
+    def const(self, name: str) -> str:
+        """``const``, if a parameter never changes or a name is assigned once."""
+        allowed = 0 if name in self._function.parameters else 1
+        return "const " if self._assigned.count(name) <= allowed else ""
 
-    def lines(self) -> list[str]:
-        rule = self.source.rule
-        declared = set(rule.parameters[:-1])
+    def statements(self) -> list[str]:
+        """The body but for what is returned."""
+        declared = set(self._function.parameters)
         lines = []
-        for part in rule.body:
+        for part in self._function.body:
             lines += [f"// {line}" for line in part.comment]
-            lines.append(self._statement(part, declared))
+            declaration = "" if part.name in declared else self._declaration(part)
+            value = self.value(part.value, part.name in self._elements)
+            lines.append(f"{declaration}{_spelled(part.name)} = {value};")
             declared.add(part.name)
-        return lines + self._results()
+        return lines
 
-    def _statement(self, part: Assignment, declared: set[str]) -> str:
-        name, value = _spelled(part.name), self._value(part.value, part.name in self.elements)
-        if part.name in declared:
-            return f"{name} = {value};"
-        kind = "auto" if _is_mask(part.value) else "V" if part.name in self.elements else "C"
-        const = "const " if self.assigned.count(part.name) == 1 else ""
-        return f"{const}{kind} {name} = {value};"
+    def _declaration(self, part: Assignment) -> str:
+        kind = "V" if part.name in self._elements else self._number
+        return f"{self.const(part.name)}{'auto' if part.name in self._truths else kind} "
 
-    def _value(self, node: ast.expr, element: bool) -> str:
+    def value(self, node: ast.expr, element: bool) -> str:
         """An expression; one that all elements share is spread where an element is asked for."""
-        text = _expression(node, self.is_element)
-        spread = element and not self.is_element(node)
-        return f"spread<V>({text})" if spread else text
-
-    def _results(self) -> list[str]:
-        rule = self.source.rule
-        outputs = [rule.parameters[0], *self.source.states]
-        changed = [
-            (name, result)
-            for name, result in zip(outputs, rule.results, strict=True)
-            if not (isinstance(result, ast.Name) and result.id == name)
-        ]
-        if len(changed) == 1:
-            name, result = changed[0]
-            return [f"{_spelled(name)} = {self._value(result, True)};"]
-        # All are computed before the first of them is replaced.
-        lines = [f"const V next_{name} = {self._value(r, True)};" for name, r in changed]
-        return lines + [f"{_spelled(name)} = next_{name};" for name, _ in changed]
-
-
-def _is_mask(node: ast.expr) -> bool:
-    """Whether an expression is a truth value."""
-    if isinstance(node, ast.BinOp):
-        return isinstance(node.op, ast.BitAnd | ast.BitOr)
-    if isinstance(node, ast.UnaryOp):
-        return isinstance(node.op, ast.Invert)
-    return isinstance(node, ast.Compare)
-
-
-def _expression(node: ast.expr, is_element: IsElement, least: int = 0) -> str:
-    """C++ for an expression, in parentheses if it binds less tightly than ``least``."""
-    return _Expression(is_element).text(node, least)
-
-
-class _Expression:
-    def __init__(self, is_element: IsElement) -> None:
-        self.is_element = is_element
-        self.type = "" if is_element is _double else "C"
+        text = self.text(node)
+        if not element or self._is_element(node):
+            return text
+        return f"{'spread_truth' if self._is_truth(node) else 'spread'}<V>({text})"
 
     def text(self, node: ast.expr, least: int = 0) -> str:
+        """An expression, in parentheses if it binds less tightly than ``least``."""
         if isinstance(node, ast.Name):
             return _spelled(node.id)
         if isinstance(node, ast.Constant):
-            return self._number(node.value)
+            number = repr(float(node.value))  # type: ignore[arg-type]
+            return number if self._number == "double" else f"C({number})"
         if isinstance(node, ast.Call):
             return self._call(node, least)
         if isinstance(node, ast.UnaryOp):
             if isinstance(node.op, ast.Invert):
                 return f"negate({self.text(node.operand)})"
             return f"-{self.text(node.operand, _SIGN)}"
+        return self._pair(node, least)
+
+    def _pair(self, node: ast.expr, least: int) -> str:
         left, operator, right = _parts(node)
         level, spelled = _PRECEDENCE[operator]
-        inside = level if operator not in (ast.BitOr, ast.BitAnd) else _SIGN
-        text = f"{self.text(left, inside)} {spelled} {self.text(right, inside + 1)}"
+        if operator in (ast.BitOr, ast.BitAnd):
+            # Truths of one shape; compilers warn of `a < b & c < d`.
+            element = self._is_element(node)
+            text = f" {spelled} ".join(self._operand(side, element) for side in (left, right))
+        else:
+            text = f"{self.text(left, level)} {spelled} {self.text(right, level + 1)}"
         return f"({text})" if level < least else text
 
-    def _number(self, value: object) -> str:
-        number = repr(float(value))  # type: ignore[arg-type]
-        return f"C({number})" if self.type else number
+    def _operand(self, node: ast.expr, element: bool) -> str:
+        spread = element and not self._is_element(node)
+        return self.value(node, element) if spread else self.text(node, _SIGN)
 
     def _call(self, node: ast.Call, least: int) -> str:
-        name = node.func.id  # type: ignore[attr-defined]
-        values = node.args
-        if name == "where":
-            condition, a, b = values
-            text = (
-                f"{self.text(condition, 1)} ? {self._spread(a, values)} : {self._spread(b, values)}"
-            )
-            return f"({text})" if least else text
-        return f"{name}({', '.join(self._spread(value, values) for value in values)})"
+        name, values = ast.unparse(node.func), node.args
+        element = self._is_element(node)
+        if name != "where":
+            return f"{name}({', '.join(self.value(value, element) for value in values)})"
+        condition, *both = values
+        a, b = (self.value(v, element) if element else self.text(v, _CHOICE) for v in both)
+        text = f"{self.text(condition, _CHOICE)} ? {a} : {b}"
+        return f"({text})" if least else text
 
-    def _spread(self, node: ast.expr, values: list[ast.expr]) -> str:
-        """An argument; one that all elements share is spread beside one that is an element."""
-        text = self.text(node, 1)
-        if self.is_element(node) or not any(map(self.is_element, values)):
-            return text
-        return f"spread<V>({self.text(node)})"
+    def _is_element(self, node: ast.expr) -> bool:
+        return any(isinstance(n, ast.Name) and n.id in self._elements for n in ast.walk(node))
+
+    def _is_truth(self, node: ast.expr) -> bool:
+        if isinstance(node, ast.Name):
+            return node.id in self._truths
+        if isinstance(node, ast.BinOp):
+            return isinstance(node.op, ast.BitAnd | ast.BitOr)
+        return isinstance(node, ast.Compare) or (
+            isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Invert)
+        )
+
+
+def _spelled(name: str) -> str:
+    return f"{name}_" if name in _TAKEN.split() else name
 
 
 def _parts(node: ast.expr) -> tuple[ast.expr, type[ast.AST], ast.expr]:

@@ -62,11 +62,11 @@ class Rule:
 
     def check_keys(self, groups: Sequence[Mapping[str, Any]]) -> None:
         """Raise KeyError for a hyperparameter that no default and no group gives."""
-        for number, group in enumerate(groups):
+        for i, group in enumerate(groups):
             for key in (*self.keys, *filter(_is_key, self.states.values())):
                 if key not in group:
                     raise KeyError(
-                        f"{self.name} asks for {key!r}, which param group {number} lacks; add it "
+                        f"{self.name} asks for {key!r}, which param group {i} lacks; add it "
                         "to the defaults that the constructor passes on"
                     )
 

@@ -67,6 +67,12 @@ class Function:
     body: tuple[Assignment, ...]
     results: tuple[ast.expr, ...]
 
+    @property
+    def used(self) -> set[str]:
+        """Every name that an expression takes."""
+        nodes = [*(part.value for part in self.body), *self.results]
+        return {n.id for node in nodes for n in ast.walk(node) if isinstance(n, ast.Name)}
+
 
 @dataclass(frozen=True)
 class RuleSource:
