@@ -14,9 +14,11 @@ from benchmarks.result import Result
 from benchmarks.tuning import __main__ as command
 from benchmarks.tuning import cases, search
 from benchmarks.tuning.cases import COPY, Case, Row, Trained
-from benchmarks.tuning.knobs import PARTS, Choice, Key, lines_of_layout, present, using
+from benchmarks.tuning.knobs import PARTS, Choice, Key, lines_to_write, present, using
 from benchmarks.tuning.search import NOISE, Search, best
+from fused_sched import optim
 from fused_sched.engines import triton_engine
+from fused_sched.rules.tuning import DEFAULT_TUNINGS, Tuning
 from fused_sched.tables import layout
 from tests.interpreter import quick
 
@@ -47,9 +49,30 @@ def test_within_a_choice_tables_and_kernels_are_made_by_it() -> None:
     choice = Choice(before.vectors + 1, 48, 2 * before.waves, "acq_rel")
     with using(choice, ADAM, CPU):
         assert present(ADAM, CPU) == choice
-        assert layout.tuning("Adam", 32, (0, 0)) == layout.Tuning(choice.vectors, 48)
-        assert layout.tuning("SGD", 32, (0, 0)) != layout.tuning("Adam", 32, (0, 0))
+        assert optim.Adam._rule.tuning(32, (0, 0)) == Tuning(choice.vectors, 48)
+        assert optim.Adam._rule.tuning(16, (0, 0)) == optim.Adam.tunings[16]
+        assert optim.SGD._rule.tuning(32, (0, 0)) == optim.SGD.tunings[32]
     assert present(ADAM, CPU) == before
+
+
+def test_a_class_states_the_rows_that_are_not_the_default() -> None:
+    class Plain(optim.FusedOptimizer):
+        @staticmethod
+        def coefficients(lr, step):
+            return (lr,)
+
+        @staticmethod
+        def rule(p, g, c):
+            (lr,) = c
+            return p - lr * g
+
+    class Tuned(Plain):
+        tunings = {32: Tuning(4, 40), (32, (9, 0)): Tuning(1, 96)}
+
+    assert Plain._rule.tunings == DEFAULT_TUNINGS
+    assert Tuned._rule.tuning(32, (8, 0)) == Tuning(4, 40)
+    assert Tuned._rule.tuning(32, (9, 0)) == Tuning(1, 96)
+    assert Tuned._rule.tuning(16, (9, 0)) == DEFAULT_TUNINGS[16]
 
 
 @pytest.mark.parametrize("task", cases.TASKS)
@@ -115,7 +138,8 @@ def test_the_search_measures_chooses_and_writes(
     with quick():
         assert command.main(["--quick", "--elements", "16", "40", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    assert '("Adam", 32, (0, 0)): Tuning(vectors=1, registers=56),' in printed
+    rows = printed.partition("# tunings of Adam, in fused_sched.optim.adam\n")[2].partition("#")[0]
+    assert "(32, (0, 0)): Tuning(vectors=1, registers=56),\n" in rows
     assert "WAVES = 8" in printed and f'TICKET_ORDER = "{layout.TICKET_ORDER}"' in printed
     (saved,) = tmp_path.glob("tuning-*.json")
     result = Result.load(saved, Row)
@@ -153,8 +177,10 @@ def test_without_the_engine_a_line_says_why(
 
 def test_what_to_write_names_every_rule_and_width() -> None:
     searching = Search(CPU, [16], command.QUICK, until=0.0)
-    text = lines_of_layout(searching.chosen, CPU)
+    text = lines_to_write(searching.chosen, CPU)
     assert text.count("Tuning(") == 4
-    for rule in ("Adam", "SGD"):
-        for bits in (16, 32):
-            assert f'("{rule}", {bits}, (0, 0))' in text
+    for rule, file in (("Adam", "adam"), ("SGD", "sgd")):
+        rows = text.partition(f"# tunings of {rule}, in fused_sched.optim.{file}\n")[2]
+        assert [row.partition(":")[0] for row in rows.splitlines()[:2]] == [
+            f"({bits}, (0, 0))" for bits in (32, 16)
+        ]

@@ -3,7 +3,8 @@
 from collections import Counter
 from dataclasses import dataclass
 
-from fused_sched.tables import layout
+from fused_sched import optim
+from fused_sched.rules.tuning import Tuning, tuning_bits
 
 BITS = {"float32": 32, "bfloat16": 16, "float16": 16, "float64": 64}
 
@@ -53,10 +54,10 @@ class Variant:
         return sum(self.loaded(kind) + self.stored(kind)) // 8
 
 
-def tuning_of(variant: Variant, capability: tuple[int, int]) -> layout.Tuning:
+def tuning_of(variant: Variant, capability: tuple[int, int]) -> Tuning:
     """What a launch of this form is compiled with."""
     bits = [[BITS[name] for name in kind] for kind in KINDS[variant.kinds]]
-    return layout.tuning(variant.rule, layout.tuning_bits(bits), capability)
+    return getattr(optim, variant.rule)._rule.tuning(tuning_bits(bits), capability)
 
 
 def accesses(bits: list[int], elements: int) -> dict[str, int]:

@@ -13,7 +13,7 @@ from benchmarks.measure import Effort
 from benchmarks.result import suffixed
 from benchmarks.tables.markdown import caption, format_time, markdown_table
 from benchmarks.tuning.cases import Row
-from benchmarks.tuning.knobs import PARTS, lines_of_layout
+from benchmarks.tuning.knobs import PARTS, lines_to_write
 from benchmarks.tuning.search import CHOSEN, Search
 from fused_sched.engines import triton_engine
 
@@ -39,7 +39,7 @@ def text(search: Search, rows: Sequence[Row]) -> str:
         for row in rows
     ]
     absent = "".join(f"* not measured: {name}: {why}\n" for name, why in result.left_out.items())
-    chosen = lines_of_layout(search.chosen, search.device)
+    chosen = lines_to_write(search.chosen, search.device)
     return (
         f"# Tuning\n\n{caption(result)}\n\n```python\n{chosen}```\n\n{absent}\n"
         f"{markdown_table(header, lines, texts=4)}"

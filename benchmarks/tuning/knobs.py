@@ -9,11 +9,14 @@ from unittest.mock import patch
 
 import torch
 
+from fused_sched import optim
+from fused_sched.rules.rule import Rule
+from fused_sched.rules.tuning import Tuning
 from fused_sched.tables import layout
 
 
 class Choice(NamedTuple):
-    """A value of each knob, see `fused_sched/tables/layout.py`."""
+    """A value of each knob, see `fused_sched/rules/tuning.py` and `tables/layout.py`."""
 
     vectors: int
     registers: int
@@ -22,7 +25,7 @@ class Choice(NamedTuple):
 
 
 class Key(NamedTuple):
-    """What shares a row of `layout.TUNINGS`: a rule, and the bits of the widest dtype."""
+    """What shares a row of `tunings`: the name of a rule, and the bits of the widest dtype."""
 
     rule: str
     bits: int
@@ -66,35 +69,47 @@ def said(choice: Choice, part: Part) -> str:
 
 
 def capability(device: torch.device) -> tuple[int, int]:
-    """As `layout.tuning` takes it; of a CPU, that of the interpreter."""
+    """As `Rule.tuning` takes it; of a CPU, that of the interpreter."""
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+
+
+def _class(rule: str) -> Any:
+    return getattr(optim, rule)
+
+
+def _rule(key: Key) -> Rule:
+    return _class(key.rule)._rule
 
 
 def present(key: Key, device: torch.device) -> Choice:
     """What holds now."""
-    tuning = layout.tuning(key.rule, key.bits, capability(device))
+    tuning = _rule(key).tuning(key.bits, capability(device))
     return Choice(tuning.vectors, tuning.registers, layout.WAVES, layout.TICKET_ORDER)
 
 
 @contextmanager
 def using(choice: Choice, key: Key, device: torch.device) -> Iterator[None]:
     """Within, tables are cut and kernels are compiled by this choice."""
-    tuning = layout.Tuning(choice.vectors, choice.registers)
+    tuning = Tuning(choice.vectors, choice.registers)
     with (
-        patch.dict(layout.TUNINGS, {(*key, capability(device)): tuning}),
+        patch.dict(_rule(key).tunings, {(key.bits, capability(device)): tuning}),
         patch.object(layout, "WAVES", choice.waves),
         patch.object(layout, "TICKET_ORDER", choice.ticket),
     ):
         yield
 
 
-def lines_of_layout(chosen: Mapping[Key, Choice], device: torch.device) -> str:
-    """What to write into tables/layout.py."""
-    rows = [
-        f'    ("{key.rule}", {key.bits}, {capability(device)}): '
-        f"Tuning(vectors={one.vectors}, registers={one.registers}),"
-        for key, one in chosen.items()
-    ]
+def lines_to_write(chosen: Mapping[Key, Choice], device: torch.device) -> str:
+    """What to write into each rule's class, as `tunings`, and into tables/layout.py."""
+    lines = []
+    for rule in dict.fromkeys(key.rule for key in chosen):
+        lines.append(f"# tunings of {rule}, in {_class(rule).__module__}")
+        lines += [
+            f"({key.bits}, {capability(device)}): "
+            f"Tuning(vectors={one.vectors}, registers={one.registers}),"
+            for key, one in chosen.items()
+            if key.rule == rule
+        ]
     one = next(iter(chosen.values()))
-    shared = [f"WAVES = {one.waves}", f'TICKET_ORDER = "{one.ticket}"']
-    return "\n".join(["# TUNINGS", *rows, *shared]) + "\n"
+    lines += ["# fused_sched.tables.layout", f"WAVES = {one.waves}"]
+    return "\n".join([*lines, f'TICKET_ORDER = "{one.ticket}"']) + "\n"

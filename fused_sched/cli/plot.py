@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_sched import optim
+from fused_sched.optim import FusedOptimizer
 from fused_sched.runtime.schedules import NO_FORM
 from fused_sched.schedules.plot import draw, lines, matplotlib
 
@@ -41,6 +41,21 @@ _LENGTHS: dict[str, Callable[[Any], float]] = {
     "ChainedScheduler": lambda s: max(map(length, s._schedulers)),
 }
 """Steps after which one has seen a schedule."""
+
+
+class _Groups(FusedOptimizer):
+    """Param groups with what a schedule may move; no step is made."""
+
+    def __init__(self, groups: Any, momentum: float, weight_decay: float) -> None:
+        super().__init__(groups, {"momentum": momentum, "weight_decay": weight_decay})
+
+    @staticmethod
+    def coefficients(lr: Any, momentum: Any, weight_decay: Any, step: Any) -> Any:
+        return ()
+
+    @staticmethod
+    def rule(p: Any, g: Any, c: Any) -> Any:
+        return p
 
 
 def length(scheduler: Any) -> int:
@@ -84,8 +99,7 @@ def _optimizer(call: Call, arguments: argparse.Namespace) -> Any:
         {"params": [torch.nn.Parameter(torch.zeros(1, device="cpu"))], "lr": rates[i % len(rates)]}
         for i in range(count)
     ]
-    settings = {"momentum": arguments.momentum, "weight_decay": arguments.weight_decay}
-    return optim.SGD(groups, **settings)
+    return _Groups(groups, arguments.momentum, arguments.weight_decay)
 
 
 def as_text(found: dict[str, dict[str, Tensor]]) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fused_sched.rules.tuning import Tuning, tuning_bits
 from fused_sched.tables import layout
 
 from .native_library import Found
@@ -137,9 +138,9 @@ def _compile(jobs: Iterable[Job]) -> None:
         _compiled[key] = handle
 
 
-def _tuning(table: ParamTable, rule: Rule) -> layout.Tuning:
-    bits = layout.tuning_bits([[8 * dtype.itemsize for dtype in kind] for kind in table.kinds])
-    return layout.tuning(rule.name, bits, _capability(table.device))
+def _tuning(table: ParamTable, rule: Rule) -> Tuning:
+    bits = tuning_bits([[8 * dtype.itemsize for dtype in kind] for kind in table.kinds])
+    return rule.tuning(bits, _capability(table.device))
 
 
 @functools.cache

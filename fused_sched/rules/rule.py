@@ -13,6 +13,7 @@ from torch import Tensor
 
 from . import source
 from .numbers import PLAIN, number
+from .tuning import DEFAULT_TUNINGS, Tuning
 
 LOG = "log_"
 """``log_<name>`` is the logarithm of column ``<name>``, also while a schedule moves that."""
@@ -31,6 +32,7 @@ class Rule:
         states: the names of the state tensors in ``optimizer.state``, in the rule's order, and what
             a param group must have for them: True, or the key that must not be 0 or False.
         counts_steps: ``optimizer.state`` has torch's ``step``.
+        tunings: how Triton compiles it: the class's rows and the default ones.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Rule:
     keys: Mapping[str, tuple[str, ...]]
     states: Mapping[str, bool | str]
     counts_steps: bool
+    tunings: dict[int | tuple[int, tuple[int, int]], Tuning]
 
     @property
     def is_built_in(self) -> bool:
@@ -59,6 +62,10 @@ class Rule:
             RuleError: the source cannot be read, or is no arithmetic that a kernel knows.
         """
         return source.from_functions(self.name, self.coefficients, self.apply)
+
+    def tuning(self, bits: int, capability: tuple[int, int]) -> Tuning:
+        """How it is compiled for a GPU, where the arrays' widths give these ``tuning_bits``."""
+        return self.tunings.get((bits, capability), self.tunings[bits])
 
     def check_keys(self, groups: Sequence[Mapping[str, Any]]) -> None:
         """Raise KeyError for a hyperparameter that no default and no group gives."""
@@ -121,6 +128,7 @@ def rule_of(cls: type[Any]) -> Rule | None:
         keys=_keys(columns),
         states=cls.states,
         counts_steps=cls.counts_steps,
+        tunings={**DEFAULT_TUNINGS, **cls.tunings},
     )
     if not rule.is_built_in:
         read = rule.text()

@@ -13,6 +13,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 from fused_sched import stock
 from fused_sched.rules.rule import Rule, rule_of
+from fused_sched.rules.tuning import Tunings
 
 from .ledger import Ledger
 from .loading import Loading
@@ -33,10 +34,14 @@ class FusedOptimizer(stock.Optimizer):
             the key of the group that must not be 0 or False (``{"momentum_buffer": "momentum"}``).
             Each has the param's shape and starts at zero.
         counts_steps: ``state`` has torch's ``step``.
+        tunings: how Triton compiles the step, where the default is not the best: Tuning by the bits
+            of the widest array, or by (bits, compute capability). ``python -m benchmarks.tuning``
+            measures and prints rows. A subclass with a rule of its own states its own.
     """
 
     states: ClassVar[Mapping[str, bool | str]] = {}
     counts_steps: ClassVar[bool] = True
+    tunings: ClassVar[Tunings] = {}
 
     coefficients: ClassVar[Callable[..., Any]]
     """``coefficients(lr, ..., step)``: the numbers that all elements of a group share at a step.

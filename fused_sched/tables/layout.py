@@ -7,9 +7,6 @@ installed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
-
 # -- the param table: int64 [slots, rows] addresses and int64 [INFO, rows] facts ----------------
 PARAM, GRAD, STATE0 = range(3)  # then a slot for each further state of the rule
 
@@ -35,50 +32,6 @@ CHUNK_UNIT = 1024
 
 TICKET_ORDER = "relaxed"
 """Of the atomic add that Note [One launch] describes; "acq_rel" is right too, and a fence."""
-
-
-class Tuning(NamedTuple):
-    """How the update kernel of one rule is compiled.
-
-    Attributes:
-        vectors: accesses of 16 bytes that a thread makes at a time, of a kind's widest array.
-        registers: a thread's, at most; 512 of them over this number, rounded down, are the
-            programs that a multiprocessor holds.
-    """
-
-    vectors: int
-    registers: int
-
-
-# Chosen from machine code so that the loads in flight on a multiprocessor are 48 KB and more, and
-# nothing is spilled. Triton 3.6.0 to 3.9.0; no GPU has measured them yet.
-TUNINGS: dict[tuple[str, int] | tuple[str, int, tuple[int, int]], Tuning] = {
-    ("SGD", 16): Tuning(vectors=2, registers=64),
-    ("SGD", 32): Tuning(vectors=2, registers=64),
-    ("SGD", 64): Tuning(vectors=2, registers=128),
-    ("Adam", 16): Tuning(vectors=1, registers=72),
-    ("Adam", 32): Tuning(vectors=1, registers=64),
-    ("Adam", 64): Tuning(vectors=2, registers=128),
-}
-"""By rule and bits of ``tuning_bits``; a key that ends in a compute capability comes first."""
-
-DEFAULT_TUNINGS = {16: Tuning(1, 80), 32: Tuning(1, 72), 64: Tuning(2, 128)}
-"""Of a rule that has no row above."""
-
-
-def tuning(rule: str, bits: int, capability: tuple[int, int]) -> Tuning:
-    """The row of TUNINGS that serves a rule on a GPU."""
-    general = TUNINGS.get((rule, bits), DEFAULT_TUNINGS[bits])
-    return TUNINGS.get((rule, bits, capability), general)
-
-
-def tuning_bits(kinds: Iterable[Sequence[int]]) -> int:
-    """Which tunings a launch over these kinds takes, each given by its arrays' bits an element.
-
-    64 if any array has them, 16 if all arrays of some kind do, or 32.
-    """
-    widest = [max(kind) for kind in kinds]
-    return 64 if 64 in widest else min(widest, default=32)
 
 
 def chunk_size(elements: int, multiprocessors: int) -> int:
