@@ -330,7 +330,6 @@ def test_explicit_scheduler_is_no_cyclic_reference(case, launch_engine):
     side = our_side(case.build)
     side.opt.prepare()
     reference = weakref.ref(side.scheduler)
-    gc.collect()
     gc.disable()
     try:
         side.schedulers.clear()
