@@ -149,7 +149,7 @@ class Mixed(FusedOptimizer):
         moves = later != 0.0
         moves = moves & (g > 0.0)
         both = (lr > 0.0) & moves | ~(later != 0.0)
-        return p - lr * where(both, 1.0, 0.0)
+        return (p - lr * where(both, 1.0, 0.0),)
 
 
 # Triton's interpreter has no `&` of one number and many; compiled, there is one.
@@ -385,7 +385,8 @@ BAD = {
     ("u = m + g", "u = g * (g > 0)"): (11, r"'g > 0' is a truth value, not a number"),
     ("u = m + g", "u = where(g, m, g)"): (11, "'g' is a number, not a truth value"),
     ("u = m + g", "u = 0 < g < 1"): (11, "write two comparisons with & between them"),
-    ("return p - lr * u, u", "return p - lr * u"): (9, "must return p and its 1 states"),
+    ("return p - lr * u, u", "return (p,)"): (9, "must return p and its 1 states"),
+    ("return p - lr * u, u", "return p - lr * u"): (12, "must return a tuple"),
     ("lr, first = c", "lr, = c"): (9, r"coefficients\(\) returns 2 values; the rule unpacks 1"),
     ("(lr, step)", "(step, lr)"): (5, "takes lr first and step last"),
     ("(p, g, m, c)", "(p, g, *m, c)"): (9, "takes plain positional parameters alone"),

@@ -37,11 +37,14 @@ def update(
 
 def coefficients(
     rule: Rule, group: Mapping[str, Any], step: int, dtype: torch.dtype
-) -> tuple[float, ...]:
-    """A group's coefficients at a step, computed in float64 and rounded to ``dtype``."""
+) -> tuple[Tensor, ...]:
+    """A group's coefficients at a step, computed in float64 and rounded to ``dtype``.
+
+    On the CPU, and no floats: ``~`` of a bool of Python's is a number.
+    """
     values = torch.tensor([*rule.encode(group), step], dtype=torch.float64, device="cpu")
     exact = rule.coefficients(*values)
-    return tuple(torch.as_tensor(value, device="cpu").to(dtype).item() for value in exact)
+    return tuple(torch.as_tensor(value, device="cpu").to(dtype) for value in exact)
 
 
 def _present(states: Sequence[Tensor | None], like: Tensor) -> list[Tensor]:

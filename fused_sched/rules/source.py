@@ -204,7 +204,9 @@ class _Reader:
         last = statements.pop()
         body = [part for s in statements for part in self._assignments(s, known, unpacked)]
         value = last.value  # type: ignore[attr-defined]
-        results = tuple(value.elts) if isinstance(value, ast.Tuple) else (value,)
+        if not isinstance(value, ast.Tuple):
+            self.refuse(last, f"{function.name}() must return a tuple: (x,) for one value")
+        results = tuple(value.elts)
         for result in results:
             if self._check(result, known) != NUMBER and unpacks:
                 self.refuse(result, "a rule returns numbers: write where(condition, 1.0, 0.0)")
