@@ -24,19 +24,27 @@ from fused_sched.tables import layout
 
 @dataclass(frozen=True)
 class OptimizerCase:
-    """One optimizer with one choice of options; ``build`` makes it from torch's module or ours."""
+    """One optimizer with one choice of options; ``build`` makes it from torch's module or ours.
+
+    Args:
+        reference: the same in plain torch, where torch has no class of the name.
+    """
 
     name: str
     kwargs: dict[str, Any]
     id: str
+    reference: Callable[..., Optimizer] | None = None
 
     def build(self, module: ModuleType, params: Any, **overrides: Any) -> Optimizer:
         """``module`` is ``torch.optim`` or ``fused_sched.optim``."""
-        return getattr(module, self.name)(params, **self.kwargs | overrides)
+        if self.reference is not None:  # torch's choices of its own code: here there is one
+            overrides = {k: v for k, v in overrides.items() if k not in ("foreach", "fused")}
+        make = getattr(module, self.name, self.reference)
+        return make(params, **self.kwargs | overrides)
 
 
-def _row(name: str, id: str, **kwargs: Any) -> OptimizerCase:
-    return OptimizerCase(name, kwargs, f"{name}-{id}")
+def _row(name: str, id: str, reference: Any = None, **kwargs: Any) -> OptimizerCase:
+    return OptimizerCase(name, kwargs, f"{name}-{id}", reference)
 
 
 # The last row of a name is the combination of as many options as go together.
