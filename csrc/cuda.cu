@@ -228,7 +228,7 @@ cudaError_t start(void (*kernel)(P...), int64_t blocks, void* stream, P&... para
 }
 
 #define FS_NUMBER(name) name##Number,
-enum RuleNumber : int64_t { FS_RULES(FS_NUMBER) kRules };
+enum RuleNumber : int64_t { FS_CUDA_RULES(FS_NUMBER) kRules };
 
 // Gradients whose kernel's parameters stay below 4 KB; one for more takes 32 KB at each launch.
 constexpr int kFew = 480;
@@ -247,7 +247,7 @@ template <class F>
 cudaError_t with_kernel(int64_t rule, bool wide, bool few, F call) {
 #define FS_CALL(name) \
   if (rule == name##Number) return with_kernel_of<name##Rule>(wide, few, call);
-  FS_RULES(FS_CALL)
+  FS_CUDA_RULES(FS_CALL)
   return cudaErrorInvalidValue;
 }
 

@@ -6,6 +6,7 @@ the row, so that test bodies have no branch per algorithm.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,12 +29,14 @@ class OptimizerCase:
 
     Args:
         reference: the same in plain torch, where torch has no class of the name.
+        interpreted: it also runs in Triton's interpreter, which takes twenty times as long.
     """
 
     name: str
     kwargs: dict[str, Any]
     id: str
     reference: Callable[..., Optimizer] | None = None
+    interpreted: bool = True
 
     def build(self, module: ModuleType, params: Any, **overrides: Any) -> Optimizer:
         """``module`` is ``torch.optim`` or ``fused_sched.optim``."""
@@ -42,9 +45,32 @@ class OptimizerCase:
         make = getattr(module, self.name, self.reference)
         return make(params, **self.kwargs | overrides)
 
+    def takes(self, option: str) -> bool:
+        """Whether the constructor knows an option."""
+        known = getattr(torch.optim, self.name, self.reference)
+        return option in inspect.signature(known).parameters
+
 
 def _row(name: str, id: str, reference: Any = None, **kwargs: Any) -> OptimizerCase:
     return OptimizerCase(name, kwargs, f"{name}-{id}", reference)
+
+
+def _rows(name: str, base: dict[str, Any], *more: dict[str, Any]) -> list[OptimizerCase]:
+    """The defaults, ``base``, it with each set of options in ``more``, and a combination of all.
+
+    Triton's interpreter runs the first and the last. Of two sets of one option the first is in the
+    combination.
+    """
+    combo = {key: value for options in reversed(more) for key, value in options.items()}
+    between = [
+        OptimizerCase(name, base | options, f"{name}-{_told(options)}", interpreted=False)
+        for options in (base, *more)
+    ]
+    return [_row(name, "default"), *between, _row(name, "combo", **base | combo)]
+
+
+def _told(options: dict[str, Any]) -> str:
+    return "-".join(f"{key}={value}".replace(" ", "") for key, value in options.items())
 
 
 # The last row of a name is the combination of as many options as go together.
@@ -105,7 +131,57 @@ OPTIMIZERS = [
         amsgrad=True,
         maximize=True,
     ),
+    *_rows(
+        "RMSprop",
+        {"lr": 0.01},
+        {"momentum": 0.8},
+        {"centered": True},
+        {"alpha": 0.8},
+        {"alpha": 0.3},
+        {"eps": 1e-3},
+        {"weight_decay": 0.1},
+        {"maximize": True},
+    ),
+    *_rows(
+        "Adagrad",
+        {"lr": 0.05},
+        {"lr_decay": 0.1},
+        {"initial_accumulator_value": 0.3},
+        {"eps": 1e-3},
+        {"weight_decay": 0.1},
+        {"maximize": True},
+    ),
+    *_rows(
+        "Adadelta",
+        {"lr": 0.5},
+        {"rho": 0.8},
+        {"eps": 1e-3},
+        {"weight_decay": 0.1},
+        {"maximize": True},
+    ),
+    *_rows(
+        "Adamax",
+        {"lr": 0.01},
+        {"betas": (0.8, 0.95)},
+        {"betas": (0.0, 0.0)},
+        {"eps": 1e-3},
+        {"weight_decay": 0.1},
+        {"maximize": True},
+    ),
+    *_rows(
+        "RAdam",
+        {"lr": 0.01},
+        {"betas": (0.8, 0.95)},
+        {"betas": (0.0, 0.0)},
+        {"eps": 1e-3},
+        {"weight_decay": 0.1},
+        {"weight_decay": 0.2, "decoupled_weight_decay": True},
+        {"maximize": True},
+    ),
 ]
+
+ONE_OF_EACH = [row for row in OPTIMIZERS if row.id.endswith("-combo") and "nesterov" not in row.id]
+"""One row of each class, with its options."""
 
 
 # -- schedulers ----------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from tests.cases import (
     sequential,
 )
 from tests.test_fused_mode import closed_form, on_stock_base, stateful
+from tests.training import stepped
 from tests.twins import Twins, assert_same, our_side, record, stock_side, without_params
 
 pytestmark = [
@@ -80,12 +81,12 @@ def test_converted_pair_goes_on_as_the_stock_pair(engine, build, name):
     twins.check_host()
 
 
-@pytest.mark.parametrize("case", OPTIMIZERS, ids=lambda case: case.id)
-def test_every_optimizer_keeps_its_state(engine, case):
+@pytest.mark.parametrize(**stepped(OPTIMIZERS))
+def test_every_optimizer_keeps_its_state(engine, row):
     sides = []
     for _ in range(2):
         params = [Parameter(torch.linspace(0.5, 1.5, 5)), Parameter(torch.ones(2, 3))]
-        opt = case.build(torch.optim, params)
+        opt = row.build(torch.optim, params)
         sides.append((params, opt, torch.optim.lr_scheduler.ExponentialLR(opt, 0.9)))
 
     def steps(first: int, last: int) -> None:
@@ -174,8 +175,8 @@ def test_hooks_run_once_after_a_conversion(engine):
 
 
 FOREIGN = [
-    ("RMSprop", lambda params: torch.optim.RMSprop(params, lr=0.1)),
-    ("Adagrad", lambda params: torch.optim.Adagrad(params, lr=0.1)),
+    ("SparseAdam", lambda params: torch.optim.SparseAdam(params, lr=0.1)),
+    ("LBFGS", lambda params: torch.optim.LBFGS(params, lr=0.1)),
     ("subclass", lambda params: type("MySGD", (torch.optim.SGD,), {})(params, lr=0.1)),
 ]
 

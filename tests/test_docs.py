@@ -229,8 +229,9 @@ def test_swap_table_names_dtypes_that_are_updated():
 def test_swap_table_names_the_states():
     for name, cells in _states().items():
         params = [torch.nn.Parameter(torch.ones(2))]
-        options = {"momentum": 0.9} if name == "SGD" else {"amsgrad": True}
-        opt = getattr(fused_sched.optim, name)(params, lr=0.1, **options)
+        cls = getattr(fused_sched.optim, name)
+        keys = [key for key in cls.states.values() if isinstance(key, str)]
+        opt = cls(params, lr=0.1, **{key: 0.9 if key == "momentum" else True for key in keys})
         params[0].grad = torch.ones(2)
         opt.step()
         assert sorted(opt.state[params[0]]) == sorted(cells)

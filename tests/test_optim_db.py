@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 import re
 import sys
@@ -19,12 +20,13 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import fused_sched
+from fused_sched.swap import OPTIMIZERS
 from tests.test_state import check_state, roundtrip, shape_of_state
-from tests.training import OURS, check, named, set_grads, train
+from tests.training import OURS, check, launched, named, set_grads, stepped, train
 from tests.twins import assert_same, without_params
 
 STOCK = torch.optim
-NAMES = ("SGD", "Adam", "AdamW")
+NAMES = tuple(cls.__name__ for cls in OPTIMIZERS.values())
 
 
 def _optim_db() -> list[Any]:
@@ -54,6 +56,11 @@ class Configuration:
     kwargs: dict[str, Any]
 
     @property
+    def interpreted(self) -> bool:
+        """Whether it also runs in Triton's interpreter; rows of tests/cases.py do so of each."""
+        return self.name in ("SGD", "Adam", "AdamW")
+
+    @property
     def id(self) -> str:
         return f"{self.name}-{self.desc.replace(' ', '_')}"
 
@@ -66,6 +73,10 @@ class Configuration:
         flags = ("foreach", "fused", "capturable", "differentiable")
         off = {flag: False for flag in flags if flag in self.kwargs}
         return self.build(STOCK, params, **off | {"foreach": False})
+
+    def takes(self, option: str) -> bool:
+        """Whether the constructor knows an option."""
+        return option in inspect.signature(getattr(STOCK, self.name)).parameters
 
     def having(self, **flags: Any) -> Configuration:
         desc = "_".join([self.desc, *flags])
@@ -87,7 +98,7 @@ CAPTURABLE = [row for row in _inputs("cuda") if row.kwargs.get("capturable")]
 CONFIGURATIONS = [
     *PLAIN,
     *(row.having(foreach=True) for row in PLAIN),
-    *(row.having(fused=True) for row in PLAIN),
+    *(row.having(fused=True) for row in PLAIN if row.takes("fused")),
 ]
 ONE_OF_EACH = [next(row for row in reversed(PLAIN) if row.name == name) for name in NAMES]
 HELD_IN_TENSORS = [row for row in PLAIN + CAPTURABLE if isinstance(row.kwargs.get("lr"), Tensor)]
@@ -100,7 +111,7 @@ def two() -> list[Tensor]:
 
 def test_the_tables_are_there():
     assert {info.name for info in INFOS} == set(NAMES)
-    assert [len(rows) for rows in (PLAIN, CAPTURABLE, HELD_IN_TENSORS)] == [19, 10, 7]
+    assert [len(rows) for rows in (PLAIN, CAPTURABLE, HELD_IN_TENSORS)] == [51, 25, 12]
     assert not torch.backends.flags_frozen()
 
 
@@ -130,12 +141,12 @@ def steps_as_stock(row: Configuration) -> None:
         assert_as_stock(opt, ours, loop, theirs, untouched)
 
 
-@pytest.mark.parametrize("row", **named(CONFIGURATIONS))
+@pytest.mark.parametrize(**stepped(CONFIGURATIONS))
 def test_configuration_steps_as_stock(row, engine):
     steps_as_stock(row)
 
 
-@pytest.mark.parametrize("row", **named(CAPTURABLE))
+@pytest.mark.parametrize(**launched(CAPTURABLE))
 def test_capturable_steps_without_a_gpu(row, launch_engine):
     steps_as_stock(row)
 
@@ -267,7 +278,7 @@ USES = [step, step_with_closure, step_with_keyword, save_and_load]
 
 
 @pytest.mark.parametrize("use", **named(USES))
-@pytest.mark.parametrize("row", **named(ONE_OF_EACH))
+@pytest.mark.parametrize(**stepped(ONE_OF_EACH))
 def test_hooks_see_what_stocks_see(row, use, engine):
     both = runs(row)
     for run in both:
@@ -315,7 +326,7 @@ CHANGING = [closure_from_hook, state_dict_from_hook, loaded_from_hook, step_not_
 
 
 @pytest.mark.parametrize("use", **named(CHANGING))
-@pytest.mark.parametrize("row", **named(ONE_OF_EACH))
+@pytest.mark.parametrize(**stepped(ONE_OF_EACH))
 def test_hooks_may_change_what_they_see(row, use, engine):
     ours, stock = both = runs(row)
     for run in both:
@@ -340,7 +351,7 @@ def pickled(run: Run) -> Run:
 
 
 @pytest.mark.parametrize("duplicate", **named([deepcopied, pickled]))
-@pytest.mark.parametrize("row", **named(ONE_OF_EACH + HELD_IN_TENSORS[:1]))
+@pytest.mark.parametrize(**stepped(ONE_OF_EACH + HELD_IN_TENSORS[:1]))
 def test_copies_made_mid_run_go_on_as_stocks(row, duplicate, engine):
     """The copies take other gradients than the originals."""
     ours, stock = both = runs(row)
@@ -361,7 +372,7 @@ def test_copies_made_mid_run_go_on_as_stocks(row, duplicate, engine):
 # -- checkpoints: those of the other kind are in test_state.py -----------------------------------
 
 
-@pytest.mark.parametrize("row", **named(HELD_IN_TENSORS))
+@pytest.mark.parametrize(**launched(HELD_IN_TENSORS))
 def test_checkpoints_with_tensors_pass_both_ways(row, launch_engine):
     """torch -> ours -> torch, through a file; torch alone is the reference."""
     alone, params, saved = two(), two(), None
@@ -438,7 +449,7 @@ def through_pickle(run: Run, saved: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("load", **named([through_load, through_pickle]))
 @pytest.mark.parametrize("spoil", **named(OLDER))
-@pytest.mark.parametrize("row", **named(ONE_OF_EACH))
+@pytest.mark.parametrize(**launched(ONE_OF_EACH))
 def test_older_checkpoints_load_as_in_stock(row, spoil, load, launch_engine):
     ours, stock = both = runs(row)
     train(stock.opt, stock.params, range(2))
@@ -484,7 +495,7 @@ NAMED = [unnamed, pairs, pairs_in_groups, iterator]
 
 
 @pytest.mark.parametrize("naming", **named(NAMED))
-@pytest.mark.parametrize("row", **named(ONE_OF_EACH))
+@pytest.mark.parametrize(**stepped(ONE_OF_EACH))
 def test_named_params_as_in_stock(row, naming, engine):
     saved = []
     for module in (OURS, STOCK):
@@ -502,7 +513,7 @@ def test_named_params_as_in_stock(row, naming, engine):
 
 @pytest.mark.parametrize("into", **named([unnamed, pairs]))
 @pytest.mark.parametrize("source", **named([unnamed, pairs]))
-@pytest.mark.parametrize("row", **named(ONE_OF_EACH))
+@pytest.mark.parametrize(**stepped(ONE_OF_EACH))
 def test_names_of_a_checkpoint_as_in_stock(row, source, into, engine):
     theirs = two()
     other = row.build(STOCK, source(theirs))

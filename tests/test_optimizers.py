@@ -18,16 +18,18 @@ from torch.optim.optimizer import (
 
 import fused_sched
 from fused_sched.engines import engine_for
-from tests.cases import ERROR_RATIO, OPTIMIZERS, SHAPES, gradient
+from tests.cases import ERROR_RATIO, ONE_OF_EACH, OPTIMIZERS, SHAPES, gradient
 from tests.training import (
     FEW,
     OURS,
     STEPS,
     case,
     check,
+    launched,
     named,
     pair,
     set_grads,
+    stepped,
     stock,
     three,
     train,
@@ -63,7 +65,7 @@ def counted(monkeypatch, launch_engine, whole_steps):
 
 
 @pytest.mark.parametrize("dtype", **named(DTYPES))
-@pytest.mark.parametrize("row", **named(OPTIMIZERS))
+@pytest.mark.parametrize(**launched(OPTIMIZERS))
 def test_steps_equal_stock_torch(row, dtype, launch_engine):
     """Every option, dtype and shape: all shapes in one optimizer, each step one launch."""
     ours, theirs = tensors(dtype), tensors(dtype)
@@ -73,7 +75,7 @@ def test_steps_equal_stock_torch(row, dtype, launch_engine):
 
 
 @pytest.mark.parametrize("dtype", **named([torch.float32, torch.float64]))
-@pytest.mark.parametrize("row", **named(OPTIMIZERS))
+@pytest.mark.parametrize(**launched(OPTIMIZERS))
 def test_many_steps_equal_stock_torch(row, dtype, launch_engine):
     """Shrinking gradients: a running maximum is another than the last value."""
 
@@ -88,7 +90,7 @@ def test_many_steps_equal_stock_torch(row, dtype, launch_engine):
 
 
 @pytest.mark.parametrize("dtype", **named(DTYPES[:3]))
-@pytest.mark.parametrize("row", **named(FEW))
+@pytest.mark.parametrize(**launched(ONE_OF_EACH))
 def test_error_is_at_most_twice_that_of_torch(row, dtype, launch_engine):
     """Against the same steps in float64, from the same start and the same rounded gradients."""
 
@@ -164,7 +166,7 @@ def both(row: Any, build: Callable[[], list[Tensor]], grads: Callable[..., Any])
     assert len(opt.state) == len(reference.state)
 
 
-@pytest.mark.parametrize("row", **named(FEW))
+@pytest.mark.parametrize(**stepped(ONE_OF_EACH))
 def test_missing_gradients_let_the_step_stand_still(row, engine):
     def grads(params: list[Tensor], step: int) -> None:
         set_grads(params, step)
@@ -268,7 +270,7 @@ def complex_params(dtype: torch.dtype) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("dtype", **named([torch.complex64, torch.complex128]))
-@pytest.mark.parametrize("row", **named(FEW))
+@pytest.mark.parametrize(**stepped(ONE_OF_EACH))
 def test_complex_params(row, dtype, engine):
     both(row, lambda: complex_params(dtype), set_grads)
 

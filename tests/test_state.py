@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import fused_sched
-from tests.cases import OPTIMIZERS, SHAPES, gradient
+from tests.cases import ONE_OF_EACH, OPTIMIZERS, SHAPES, gradient
 from tests.differences import note_state
 from tests.training import (
     FEW,
@@ -25,9 +25,11 @@ from tests.training import (
     STEPS,
     case,
     check,
+    launched,
     named,
     pair,
     set_grads,
+    stepped,
     stock,
     three,
     train,
@@ -74,10 +76,10 @@ def roundtrip(state_dict: Any) -> Any:
 
 
 @pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize("row", **named(OPTIMIZERS))
+@pytest.mark.parametrize(**launched(OPTIMIZERS))
 def test_state_is_like_that_of_torch_at_every_moment(row, fused, launch_engine):
     """Params of two dtypes, one gradient late (stock SGD fused cannot do that); at every step."""
-    options = {"fused": fused}
+    options = {"fused" if row.takes("fused") else "foreach": fused}
     kinds = [SHAPES[0].build(), SHAPES[9].build(torch.bfloat16), SHAPES[2].build()]
     theirs = [p.detach().clone().requires_grad_() for p in kinds]
     opt, reference = row.build(OURS, kinds, **options), row.build(torch.optim, theirs, **options)
@@ -91,21 +93,21 @@ def test_state_is_like_that_of_torch_at_every_moment(row, fused, launch_engine):
     assert shape_of_state(opt, kinds) == shape_of_state(reference, theirs)
 
 
-@pytest.mark.parametrize("row", **named(OPTIMIZERS))
-def test_state_fills_at_the_first_step(row, engine):
+@pytest.mark.parametrize(**stepped(OPTIMIZERS))
+def test_state_fills_when_torchs_does(row, engine):
     params = three()
     opt = row.build(OURS, params)
-    opt.prepare()
-    assert not opt.state and not opt.state_dict()["state"]
-    opt.step()
-    assert not opt.state
     reference = stock(row, params)
+    opt.prepare()
+    assert len(opt.state) == len(opt.state_dict()["state"]) == len(reference.state)
+    opt.step()
+    assert len(opt.state) == len(reference.state)
     train(reference, params, range(1))
     opt.step()
     assert len(opt.state) == len(reference.state)
 
 
-@pytest.mark.parametrize("row", **named(FEW))
+@pytest.mark.parametrize(**stepped(ONE_OF_EACH))
 def test_state_has_torchs_values(row, engine):
     opt, ours, reference, theirs = pair(row, three)
     for step in range(STEPS):
@@ -134,7 +136,7 @@ def test_step_counts_are_those_of_now(held, engine):
 Swap = Callable[[Any, Any], tuple[Any, Any]]
 
 
-@pytest.mark.parametrize("row", **named(OPTIMIZERS))
+@pytest.mark.parametrize(**launched(OPTIMIZERS))
 def test_checkpoints_pass_both_ways_mid_run(row, launch_engine):
     """torch -> ours -> torch -> ours, each on params of its own; torch alone is the reference."""
     alone = three()
@@ -514,7 +516,7 @@ def test_changed_step_counts_count(launch_engine):
 # -- engines -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("row", **named(OPTIMIZERS))
+@pytest.mark.parametrize("row", **named([row for row in OPTIMIZERS if row.interpreted]))
 def test_engines_may_take_turns(row):
     opt, ours, reference, theirs = pair(row, three)
     for step, name in enumerate(

@@ -25,6 +25,22 @@ def _name(row: Any) -> str:
     return getattr(row, "id", None) or getattr(row, "__name__", None) or str(row)
 
 
+def launched(rows: Sequence[Any]) -> dict[str, Any]:
+    """For ``pytest.mark.parametrize``: each row on the engines that launch."""
+    return _pairs(rows, "launch_engine", ["triton", "native"])
+
+
+def stepped(rows: Sequence[Any]) -> dict[str, Any]:
+    """The same on every engine."""
+    return _pairs(rows, "engine", ["triton", "native", "eager"])
+
+
+def _pairs(rows: Sequence[Any], fixture: str, engines: Sequence[str]) -> dict[str, Any]:
+    pairs = [(row, e) for row in rows for e in engines if row.interpreted or e != "triton"]
+    ids = [f"{engine}-{row.id}" for row, engine in pairs]
+    return {"argnames": ("row", fixture), "argvalues": pairs, "ids": ids, "indirect": [fixture]}
+
+
 def case(id: str) -> Any:
     return next(row for row in OPTIMIZERS if row.id == id)
 

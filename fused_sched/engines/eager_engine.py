@@ -15,7 +15,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from fused_sched import stock
 from fused_sched.rules import evaluate
 from fused_sched.rules.rule import Rule
-from fused_sched.tables.local import is_dense, local
+from fused_sched.tables.local import is_dense, local, new_state
 
 NAME = "eager"
 
@@ -84,7 +84,8 @@ def _evaluate(optimizer: Any, chosen: set[int] | None) -> None:
                 )
             entry = optimizer.state[param]
             for name in names:
-                entry.setdefault(name, torch.zeros_like(param))
+                if name not in entry:
+                    entry[name] = new_state(param, optimizer.initial_state(name, group)).detach()
             states = [entry[name] if name in names else None for name in rule.states]
             evaluate.update(
                 rule, group, param, param.grad, states, _next_step(optimizer, param, entry)

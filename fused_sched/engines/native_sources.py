@@ -15,6 +15,10 @@ from fused_sched.tables import layout
 
 from .native_structs import STRUCTS
 
+CUDA_RULES = ("Adam", "SGD")
+"""Those with kernels in csrc/cuda.cu: nvcc takes half a minute for each. The Triton engine runs
+every rule on CUDA tensors."""
+
 _HEAD = "// Written by fused_sched/engines/native_sources.py from {0}; do not edit.\n"
 
 
@@ -32,13 +36,13 @@ def generated(rules: Sequence[tuple[str, RuleSource]]) -> dict[str, str]:
     """Name -> text of every file that is written beside ``csrc/``.
 
     ``<Rule>.h`` has the struct; ``<Rule>.cpp`` its launch on the CPU, for one instruction set;
-    ``rules.h`` all structs; ``rule_list.h`` ``FS_RULES(X)``, which is ``X(Adam) X(SGD)``. And those
-    of :func:`shared`.
+    ``rules.h`` all structs; ``rule_list.h`` ``FS_RULES(X)``, which is ``X(Adam) X(SGD) ...``, and
+    ``FS_CUDA_RULES(X)``. And those of :func:`shared`.
     """
     names = [rule.name for _, rule in rules]
     every = _HEAD.format("fused_sched/optim") + "#pragma once\n\n"
     files = shared() | {
-        "rule_list.h": every + f"#define FS_RULES(X) {' '.join(f'X({name})' for name in names)}\n",
+        "rule_list.h": every + _list("FS_RULES", names) + _list("FS_CUDA_RULES", CUDA_RULES),
         "rules.h": every + "".join(f'#include "{name}.h"\n' for name in names),
     }
     for file, rule in rules:
@@ -58,6 +62,10 @@ def shared() -> dict[str, str]:
         "layout.h": head.format("fused_sched/tables/layout.py") + enum,
         "structs.h": head.format("fused_sched/engines/native_structs.py") + structs,
     }
+
+
+def _list(macro: str, names: Sequence[str]) -> str:
+    return f"#define {macro}(X) {' '.join(f'X({name})' for name in names)}\n"
 
 
 def header(file: str, rule: RuleSource) -> str:

@@ -84,7 +84,7 @@ UPDATE = Struct(
         (
             "int64_t",
             "rule",
-            "on a CPU an Update, of cpu_rules(); in cuda.cu a number in FS_RULES",
+            "on a CPU an Update, of cpu_rules(); in cuda.cu a number in FS_CUDA_RULES",
         ),
         ("int64_t", "advance", "STAY, CALLED or COUNTED"),
     ),

@@ -32,7 +32,7 @@ class FusedOptimizer(stock.Optimizer):
     Attributes:
         states: the names of the state tensors, and what a param group must have for them: True, or
             the key of the group that must not be 0 or False (``{"momentum_buffer": "momentum"}``).
-            Each has the param's shape and starts at zero.
+            Each has the param's shape and starts at ``initial_state(name, group)``.
         counts_steps: ``state`` has torch's ``step``.
         tunings: how Triton compiles the step, where the default is not the best: Tuning by the bits
             of the widest array, or by (bits, compute capability). ``python -m benchmarks.tuning``
@@ -67,6 +67,10 @@ class FusedOptimizer(stock.Optimizer):
     Reading the lr after a replay then asks no device, and ``release_capture()`` happens by itself.
     Assign False before a capture whose graph is launched otherwise than by ``CUDAGraph.replay()``.
     """
+
+    def initial_state(self, name: str, group: Mapping[str, Any]) -> float:
+        """What a state starts at: 0, unless overridden; of a complex param in both parts."""
+        return 0.0
 
     # -- construction, copies, checkpoints -------------------------------------------------------
 

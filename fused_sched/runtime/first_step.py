@@ -20,7 +20,7 @@ from torch.optim.optimizer import _get_scalar_dtype
 from fused_sched.engines import engine_for
 from fused_sched.engines.choose import FORCED
 from fused_sched.engines.native_first import FirstMember
-from fused_sched.tables.local import SUPPORTED
+from fused_sched.tables.local import SUPPORTED, new_state
 from fused_sched.tables.params import Member
 
 from .held import is_held
@@ -51,8 +51,11 @@ def make_first_step(
     if not numbers or not hasattr(engine, "first_step"):
         return False
     groups = [dict(dict.items(group)) for group in optimizer.param_groups]
-    names = [rule.state_names(group) for group in groups]
-    members = [_member(params[i], i, group_of[i], names[group_of[i]]) for i in numbers]
+    starts = [
+        {name: optimizer.initial_state(name, group) for name in rule.state_names(group)}
+        for group in groups
+    ]
+    members = [_member(params[i], i, group_of[i], starts[group_of[i]]) for i in numbers]
     values = [rule.encode(group) for group in groups]
     step = engine.first_step(optimizer, params, members, values, rule, FORCED)
     if not step.update(optimizer):  # hooks and profiler have been told
@@ -86,9 +89,8 @@ def _is_ordinary(param: Tensor) -> bool:
     )
 
 
-def _member(param: Tensor, index: int, group: int, names: Sequence[str]) -> FirstMember:
-    states = [torch.zeros_like(param, memory_format=torch.preserve_format) for _ in names]
-    named = dict(zip(names, states, strict=True))
+def _member(param: Tensor, index: int, group: int, starts: Mapping[str, float]) -> FirstMember:
+    named = {name: new_state(param, value) for name, value in starts.items()}
     return FirstMember(param, index, group, named, param.data_ptr(), param.shape, param.dtype)
 
 

@@ -21,7 +21,7 @@ class Ledger:
 
     def __init__(self, optimizer: Any) -> None:
         self.mirror = Mirror(optimizer)
-        self.keeper = StateKeeper(type(optimizer)._rule)
+        self.keeper = StateKeeper(optimizer)
         self.stepper = Stepper(self.mirror, self.keeper)
         self.loading: Loading | None = None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.optim.optimizer import _get_scalar_dtype
 
 from fused_sched.rules.rule import Rule
-from fused_sched.tables.local import SUPPORTED, is_dense, local, real, same_layout
+from fused_sched.tables.local import SUPPORTED, fill, is_dense, local, new_state, real, same_layout
 from fused_sched.tables.params import Member, Unreadable
 
 from .counts import Counts, Noted
@@ -31,8 +32,9 @@ class StateKeeper:
         waiting: the state of params that no step has reached, not shown yet.
     """
 
-    def __init__(self, rule: Rule) -> None:
-        self._rule = rule
+    def __init__(self, optimizer: Any) -> None:
+        self._optimizer = weakref.ref(optimizer)
+        self._rule: Rule = type(optimizer)._rule
         self.state: defaultdict[Tensor, Entry] = defaultdict(dict)
         self.shown = False
         self.waiting: dict[Tensor, Entry] = {}
@@ -61,7 +63,7 @@ class StateKeeper:
             self.waiting.pop(param, None)
         else:
             entry = self._waiting_entry(param)
-        tensors = _of_one_dtype({name: self._tensor(param, entry, name) for name in names})
+        tensors = _of_one_dtype({name: self._tensor(param, entry, name, group) for name in names})
         if self._rule.counts_steps and "step" not in entry:
             entry = self._first_step(param, group) | entry
         entry.update(tensors)
@@ -92,13 +94,13 @@ class StateKeeper:
         dtype = _get_scalar_dtype(is_fused=group.get("fused"))
         return {"step": torch.zeros((), dtype=dtype, device=param.device if on_device else "cpu")}
 
-    def _tensor(self, param: Tensor, entry: Entry, name: str) -> Tensor:
-        """A state tensor that the kernel can address: the entry's own, a copy of it, or zeros."""
+    def _tensor(self, param: Tensor, entry: Entry, name: str, group: Mapping[str, Any]) -> Tensor:
+        """A state tensor that the kernel can address: the entry's own, a copy of it, a new one."""
         state = entry.get(name)
         if state is None:
             if self._rule.counts_steps and int(entry.get("step", 0)) > 0:
                 raise KeyError(name)  # as torch's: there are steps, but not this moment of them
-            return torch.zeros_like(param, memory_format=torch.preserve_format)
+            return new_state(param, self._start(name, group)).detach()
         _check_shape(name, state, param)
         if state.layout is not torch.strided or real(local(state)).dtype not in SUPPORTED:
             raise Unreadable
@@ -106,6 +108,11 @@ class StateKeeper:
             fresh = torch.zeros_like(param, dtype=state.dtype, memory_format=torch.preserve_format)
             state = fresh.copy_(state)
         return state.detach()
+
+    def _start(self, name: str, group: Mapping[str, Any]) -> float:
+        optimizer = self._optimizer()
+        assert optimizer is not None, "it owns this keeper"
+        return optimizer.initial_state(name, group)
 
     def step_of(self, param: Tensor) -> int:
         """Steps that the state has behind it; 0 means that its moments count as zero."""
@@ -223,7 +230,7 @@ class StateKeeper:
         for name, state in self._slots(member):
             theirs = (entry or {}).get(name)
             if theirs is None:
-                state.zero_()
+                fill(state, self._start(name, group))
             elif theirs is not state:
                 state.copy_(theirs)
         tensors = dict(self._slots(member))

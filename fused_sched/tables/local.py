@@ -54,3 +54,16 @@ def is_dense(tensor: Tensor) -> bool:
 
 def _by_stride(strides: Sequence[int], sizes: Sequence[int]) -> list[tuple[int, int]]:
     return sorted((stride, size) for stride, size in zip(strides, sizes, strict=True) if size != 1)
+
+
+def new_state(param: Tensor, value: float) -> Tensor:
+    """A state of a param before the first step."""
+    state = torch.zeros_like(param, memory_format=torch.preserve_format)
+    if value:
+        fill(state, value)
+    return state
+
+
+def fill(state: Tensor, value: float) -> None:
+    """Fill a state; of a complex one the real and the imaginary parts."""
+    state.fill_(complex(value, value) if state.is_complex() else value)

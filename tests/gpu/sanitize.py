@@ -37,7 +37,9 @@ def optimizers(device: torch.device) -> None:
         params = _params(device)
         groups = [{"params": params[:9]}, {"params": params[9:40]}, {"params": params[40:]}]
         opt = case.build(fused_sched.optim, groups)
-        sched = fused_sched.lr_scheduler.OneCycleLR(opt, max_lr=0.1, total_steps=20)
+        cycles = bool({"momentum", "betas"} & set(opt.defaults))
+        one_cycle = fused_sched.lr_scheduler.OneCycleLR
+        sched = one_cycle(opt, max_lr=0.1, total_steps=20, cycle_momentum=cycles)
         fused_sched.fuse(opt, sched)
         for step in range(STEPS):
             _set_gradients(params, step)
