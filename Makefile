@@ -27,9 +27,12 @@ endef
 demo: .venv/.ready
 	$(PY) examples/train_digits.py
 
+# A file's tests run on one worker: what they share is compiled once, not once a worker.
+FILES := --dist loadfile --no-loadscope-reorder
+
 # Then what a GPU is to show of graphs, on CPU tensors with a stand-in for a capture.
 test: lint
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --ignore=tests/gpu tests
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 $(FILES) --ignore=tests/gpu tests
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --confcutdir=tests/gpu \
 		tests/gpu/test_calls.py tests/gpu/test_conversion.py tests/gpu/test_edits.py \
 		tests/gpu/test_graphs.py tests/gpu/test_many_tensors.py tests/gpu/test_refusals.py \
@@ -37,8 +40,8 @@ test: lint
 
 # The long form: three times the random schedules; writes docs/conformance.md. About 12 minutes.
 conformance: .venv/.ready
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -p tests.conformance --conformance docs/conformance.md \
-		--times-examples 3 --ignore=tests/gpu tests
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 $(FILES) -p tests.conformance \
+		--conformance docs/conformance.md --times-examples 3 --ignore=tests/gpu tests
 
 lint: .venv/.ready
 	$(PY) -m ruff check .

@@ -15,7 +15,15 @@ from fused_sched.runtime import explicit, stepper
 from fused_sched.schedules import base
 from tests.interpreter import quick, round_as_gpus_do
 
+LONGEST = ("test_cuda_build.py", "test_static.py", "test_fused_mode.py", "test_contributing.py")
+"""Files of a minute or so."""
+
 torch.set_num_threads(1)  # the suite runs in parallel, on tensors that are small
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first, so that no worker of `--dist loadfile` is left alone with one."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(scope="session", autouse=True)
