@@ -66,7 +66,7 @@ def test_record_equals_stock_after_each_step_with_edits(engine, mode, case):
         side.opt.param_groups[2]["lr"] = 0.3
     twins.run(3)
     twins.check_host()
-    twins.run(25)
+    twins.run(6 if engine == "triton" else 25)  # a step in the interpreter takes 30 of native's
     twins.check_host()
 
 
