@@ -26,6 +26,7 @@ from tests.training import (
     case,
     check,
     launched,
+    launched_in,
     named,
     pair,
     set_grads,
@@ -64,8 +65,7 @@ def counted(monkeypatch, launch_engine, whole_steps):
 # -- numbers -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", **named(DTYPES))
-@pytest.mark.parametrize(**launched(OPTIMIZERS))
+@pytest.mark.parametrize(**launched_in(DTYPES, OPTIMIZERS, ONE_OF_EACH))
 def test_steps_equal_stock_torch(row, dtype, launch_engine):
     """Every option, dtype and shape: all shapes in one optimizer, each step one launch."""
     ours, theirs = tensors(dtype), tensors(dtype)
@@ -74,8 +74,7 @@ def test_steps_equal_stock_torch(row, dtype, launch_engine):
     check(ours, theirs)
 
 
-@pytest.mark.parametrize("dtype", **named([torch.float32, torch.float64]))
-@pytest.mark.parametrize(**launched(OPTIMIZERS))
+@pytest.mark.parametrize(**launched_in([torch.float32, torch.float64], OPTIMIZERS, ONE_OF_EACH))
 def test_many_steps_equal_stock_torch(row, dtype, launch_engine):
     """Shrinking gradients: a running maximum is another than the last value."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,6 +29,25 @@ def _name(row: Any) -> str:
 def launched(rows: Sequence[Any]) -> dict[str, Any]:
     """For ``pytest.mark.parametrize``: each row on the engines that launch."""
     return _pairs(rows, "launch_engine", ["triton", "native"])
+
+
+def launched_in(dtypes: Sequence[Any], rows: Sequence[Any], few: Sequence[Any]) -> dict[str, Any]:
+    """Each row in each dtype; the interpreter has all rows in the first dtype, ``few`` in others.
+
+    A rule's arithmetic is in float32 or float64 whatever is stored, so that one row tells of a
+    dtype's loads and stores; native has the full product.
+    """
+    cases = [
+        (row, dtype, engine)
+        for row, dtype, engine in itertools.product(rows, dtypes, ("triton", "native"))
+        if engine == "native" or (row.interpreted and (dtype is dtypes[0] or row in few))
+    ]
+    return {
+        "argnames": ("row", "dtype", "launch_engine"),
+        "argvalues": cases,
+        "ids": [f"{engine}-{row.id}-{_name(dtype)}" for row, dtype, engine in cases],
+        "indirect": ["launch_engine"],
+    }
 
 
 def stepped(rows: Sequence[Any]) -> dict[str, Any]:
