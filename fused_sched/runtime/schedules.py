@@ -319,7 +319,9 @@ class Schedules:
 def is_tabulated(scheduler: Any) -> bool:
     """Whether a scheduler's device form is a table."""
     try:
-        return scheduler._tabulated()
+        # A read that caught up would write into groups whose lr is another hyper meanwhile.
+        with scheduler._on_host(scheduler.optimizer):
+            return scheduler._tabulated()
     except NO_FORM:  # lowering it says why
         return False
 
