@@ -55,7 +55,7 @@ class _Groups(FusedOptimizer):
 
     @staticmethod
     def rule(p: Any, g: Any, c: Any) -> Any:
-        return p
+        return (p,)
 
 
 def length(scheduler: Any) -> int:
