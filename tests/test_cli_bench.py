@@ -123,21 +123,22 @@ def test_every_way_steps_the_params_and_counts_its_states(name):
     params = bench.make_params(SMALL, CPU)
     assert [(tuple(p.shape), p.dtype) for p in params] == SMALL.specs
     ways = bench.steps_of(name, params)
+    quickest = [baseline for baseline in bench.BASELINES if baseline in ways]
     assert list(ways) == [
         "torch default",
-        "torch fused",
+        *quickest[:1],
         "fused_sched",
         "fused_sched, fused schedule",
     ]
     for step in ways.values():
         params[0].grad.fill_(1e6)
-        before = params[0].detach().clone()
+        params[0].detach().zero_()  # so that the smallest step shows
         step()
-        assert not torch.equal(params[0], before)
+        assert params[0].all()
     opt, _ = bench._fused_pair(name, params)
     opt.step()
     tensors = [t for t in opt.state[params[0]].values() if t.shape == params[0].shape]
-    assert len(tensors) == max(bench.OURS[name]._rule.required, 1)
+    assert len(tensors) == bench.state_tensors(name)
 
 
 def test_a_captured_step_is_replayed(monkeypatch):
