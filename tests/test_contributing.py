@@ -130,8 +130,11 @@ class PlainLion(Optimizer):
             (beta1, beta2), decay = group["betas"], 1.0 - group["lr"] * group["weight_decay"]
             for param in (p for p in group["params"] if p.grad is not None):
                 kept = self.state[param].setdefault("exp_avg", torch.zeros_like(param))
+                three = param, param.grad, kept
+                if param.is_complex():
+                    three = param, _, kept = [torch.view_as_real(one) for one in three]
                 wide = torch.float64 if param.dtype == torch.float64 else torch.float32
-                p, g, m = param.to(wide), param.grad.to(wide), kept.to(wide)
+                p, g, m = (one.to(wide) for one in three)
                 u = beta1 * m + (1.0 - beta1) * g
                 param.copy_(p * decay - group["lr"] * torch.sign(u))
                 kept.copy_(beta2 * m + (1.0 - beta2) * g)
@@ -163,7 +166,7 @@ def with_lion(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (copy / "fused_sched/optim/lion.py").write_text(lion[1], encoding="utf-8")
     names = copy / "fused_sched/optim/__init__.py"
     replace(names, "from .sgd", "from .lion import Lion\nfrom .sgd")
-    replace(names, '"FusedOptimizer"]', '"FusedOptimizer", "Lion"]')
+    replace(names, '    "FusedOptimizer",\n', '    "FusedOptimizer",\n    "Lion",\n')
     replace(copy / "tests/cases.py", "\nOPTIMIZERS = [\n", LION_ROW)
     quick = {"FUSED_SCHED_CXXFLAGS": "-O0"}  # twice as fast to compile
     done = within(copy, "setup.py", "--quiet", "build_ext", "--inplace", **quick)
