@@ -7,6 +7,7 @@ from typing import Any
 
 from fused_sched import stock
 from fused_sched.rules.arithmetic import sqrt, where
+from fused_sched.rules.tuning import Tuning
 from fused_sched.runtime.base import FusedOptimizer
 
 
@@ -37,6 +38,11 @@ class Adagrad(FusedOptimizer, stock.Adagrad):
     """
 
     states = {"sum": True}
+    tunings = {
+        16: Tuning(vectors=1, registers=64),
+        32: Tuning(vectors=1, registers=64),
+        64: Tuning(vectors=2, registers=128),
+    }
 
     def initial_state(self, name: str, group: Mapping[str, Any]) -> float:
         """torch's: the constructor's argument, also of a group that has another."""

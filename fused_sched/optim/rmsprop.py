@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fused_sched import stock
 from fused_sched.rules.arithmetic import sqrt, where
+from fused_sched.rules.tuning import Tuning
 from fused_sched.runtime.base import FusedOptimizer
 
 
@@ -37,6 +38,11 @@ class RMSprop(FusedOptimizer, stock.RMSprop):
     """
 
     states = {"square_avg": True, "momentum_buffer": "momentum", "grad_avg": "centered"}
+    tunings = {
+        16: Tuning(vectors=1, registers=64),
+        32: Tuning(vectors=1, registers=64),
+        64: Tuning(vectors=2, registers=128),
+    }
 
     @staticmethod
     def coefficients(lr, momentum, alpha, eps, centered, weight_decay, maximize, step):
