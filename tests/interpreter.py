@@ -34,7 +34,7 @@ def _cached_dtypes(look_up: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def _bind_semantic(obj: Any, name: str, member: Any, builder: Any, scope: Any) -> None:
-    """Put a built-in function in place that knows its ``_semantic``: one call, where Triton has two."""
+    """Put a built-in function in place that knows its ``_semantic``: one call, not two."""
     from triton.runtime import interpreter
 
     semantic, inner = interpreter.interpreter_semantic, getattr(member, "__wrapped__", member)
