@@ -7,8 +7,10 @@ The equations are those of torch 2.13's ``lr_scheduler.py``, with its order of o
 Note [One cosine]
 ~~~~~~~~~~~~~~~~~
 An opcode that takes cosines is two functions: ``*_angles`` gives up to two angles, and the
-function of the opcode's name takes their cosines, c0 and c1. ``schedule.py`` has the one copy of
+function of the opcode's name takes their cosines, c0 and c1. ``evaluate`` has the one copy of
 cosine() between them: five inlined copies cost the update kernel 40 registers a thread.
+
+All are in this one file, their choice by opcode too: a new one touches no other file of kernels.
 """
 
 import triton
@@ -20,9 +22,16 @@ from .constants import (
     AUX_LENGTH,
     AUX_START,
     BASE,
+    COSINE,
+    CYCLIC,
+    EXPONENTIAL,
+    LINEAR,
     MAX_REL,
     MIN_ABS,
     MIN_REL,
+    MODE,
+    MULTI_STEP,
+    ONE_CYCLE,
     OVERRUN,
     P0,
     P1,
@@ -42,15 +51,23 @@ from .constants import (
     PIECE_P,
     PIECE_SHIFT,
     PIECE_WORDS,
+    PIECEWISE,
+    PLATEAU,
+    POLYNOMIAL,
     POWER_PIECE,
     RESTARTING_PIECE,
     S0,
     S1,
     S2,
+    STEP,
+    SWA,
     TABLE_FACTOR,
+    TABLE_VALUE,
     TRIANGULAR,
     TRIANGULAR2,
+    WARM_RESTARTS,
 )
+from .cosine import cosines
 
 PI = tl.constexpr(3.141592653589793)
 
@@ -319,3 +336,72 @@ def piecewise(c0, row, piece_ptr):
     g = tl.where(tl.load(piece_ptr + PIECE_KIND) == POWER_PIECE, raised, c0)
     factor = tl.load(piece_ptr + PIECE_A) + tl.load(piece_ptr + PIECE_B) * g
     return load_word(row, BASE) * tl.where(factor > 0.0, factor, 0.0)
+
+
+@triton.jit
+def _angles(v, op, row, opcode, mode, epoch, count, restart, aux_ptr, clock_ptr):
+    """(x0, x1, how many of them are angles). See Note [One cosine]."""
+    e = epoch.to(tl.float64)
+    x0 = v
+    x1 = v
+    angles = opcode * 0
+    if opcode == COSINE:
+        x0, x1 = cosine_annealing_angles(e, row)
+        angles += 2
+    elif opcode == WARM_RESTARTS:
+        x0 = warm_restarts_angle(restart, row)
+        angles += 1
+    elif opcode == ONE_CYCLE:
+        x0 = one_cycle_fraction(e, row, op, clock_ptr)
+        if mode == ANNEAL_COS:
+            x0 *= PI
+            angles += 1
+    elif opcode == SWA:
+        x0, x1 = swa_fractions(count.to(tl.float64), row)
+        if mode == ANNEAL_COS:
+            x0 *= PI
+            x1 *= PI
+            angles += 2
+    elif opcode == PIECEWISE:
+        x0, taken = piecewise_argument(v, e, piece(e, op, aux_ptr))
+        angles += taken
+    return x0, x1, angles
+
+
+@triton.jit
+def evaluate(v, op, row, opcode, epoch, count, restart, metric, aux_ptr, clock_ptr):
+    """The value of one row after its advance."""
+    mode = tl.load(op + MODE).to(tl.int32)
+    c0, c1, angles = _angles(
+        v, op, row, opcode, mode, epoch, count, restart, aux_ptr, clock_ptr
+    )  # fmt: skip
+    c0, c1 = cosines(c0, c1, angles)
+    e = epoch.to(tl.float64)
+    value = v
+    if opcode == EXPONENTIAL:
+        value = v * load_word(row, P0)
+    elif opcode == STEP:
+        value = step(v, e, row)
+    elif opcode == MULTI_STEP:
+        value = multi_step(v, e, op, aux_ptr)
+    elif opcode == LINEAR:
+        value = linear(v, e, row)
+    elif opcode == POLYNOMIAL:
+        value = polynomial(v, e, row)
+    elif opcode == COSINE:
+        value = cosine_annealing(v, e, c0, c1, row)
+    elif opcode == WARM_RESTARTS:
+        value = warm_restarts(c0, row)
+    elif opcode == CYCLIC:
+        value = cyclic(e, row, mode)
+    elif opcode == ONE_CYCLE:
+        value = one_cycle(v, e, c0, row, op, mode)
+    elif (opcode == TABLE_VALUE) | (opcode == TABLE_FACTOR):
+        value = table(v, epoch, op, opcode, aux_ptr, clock_ptr, row)
+    elif opcode == SWA:
+        value = swa(v, c0, c1, row, mode)
+    elif opcode == PLATEAU:
+        value = plateau(v, metric, row, mode)
+    elif opcode == PIECEWISE:
+        value = piecewise(c0, row, piece(e, op, aux_ptr))
+    return value

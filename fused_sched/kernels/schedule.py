@@ -6,51 +6,32 @@ import triton.language as tl
 from . import opcodes
 from .constants import (
     ADDRESS,
-    ANNEAL_COS,
     AUX_LENGTH,
     AUX_START,
     CALLED,
     CLOCK,
     COLUMN,
-    COSINE,
     COUNT,
     COUNT_INCREMENT,
     COUNTED,
-    CYCLIC,
     DERIVED,
     EPOCH,
-    EXPONENTIAL,
     HAS_RESTART,
     HISTORY,
     INTERVAL,
     LANE_WORDS,
     LANES,
     LAST,
-    LINEAR,
     LOAD,
-    MODE,
-    MULTI_STEP,
     NEXT,
     ON_SKIP,
-    ONE_CYCLE,
     OP_WORDS,
     OPCODE,
-    P0,
-    PIECEWISE,
-    PLATEAU,
-    POLYNOMIAL,
     RESTART,
     SEQUENTIAL,
-    STEP,
     STORE,
-    SWA,
-    TABLE_FACTOR,
-    TABLE_VALUE,
     TICK,
-    WARM_RESTARTS,
 )
-from .cosine import cosines
-from .opcodes import PI
 
 # Stated, since Triton's default is to change. The update kernel takes the same: a schedule has the
 # same bits in either.
@@ -97,75 +78,6 @@ def _child(op, r, epoch, aux_ptr):
         low = tl.where(below, low, middle + 1)
     last = tl.load(milestones + low - 1, mask=low > 0, other=-1.0)
     return r + 1 + low, ((low > 0) & (last == e)).to(tl.int32)
-
-
-@triton.jit
-def _angles(v, op, row, opcode, mode, epoch, count, restart, aux_ptr, clock_ptr):
-    """(x0, x1, how many of them are angles). See Note [One cosine]."""
-    e = epoch.to(tl.float64)
-    x0 = v
-    x1 = v
-    angles = opcode * 0
-    if opcode == COSINE:
-        x0, x1 = opcodes.cosine_annealing_angles(e, row)
-        angles += 2
-    elif opcode == WARM_RESTARTS:
-        x0 = opcodes.warm_restarts_angle(restart, row)
-        angles += 1
-    elif opcode == ONE_CYCLE:
-        x0 = opcodes.one_cycle_fraction(e, row, op, clock_ptr)
-        if mode == ANNEAL_COS:
-            x0 *= PI
-            angles += 1
-    elif opcode == SWA:
-        x0, x1 = opcodes.swa_fractions(count.to(tl.float64), row)
-        if mode == ANNEAL_COS:
-            x0 *= PI
-            x1 *= PI
-            angles += 2
-    elif opcode == PIECEWISE:
-        x0, taken = opcodes.piecewise_argument(v, e, opcodes.piece(e, op, aux_ptr))
-        angles += taken
-    return x0, x1, angles
-
-
-@triton.jit
-def _evaluate(v, op, row, opcode, epoch, count, restart, metric, aux_ptr, clock_ptr):
-    """The value of one row after its advance."""
-    mode = tl.load(op + MODE).to(tl.int32)
-    c0, c1, angles = _angles(
-        v, op, row, opcode, mode, epoch, count, restart, aux_ptr, clock_ptr
-    )  # fmt: skip
-    c0, c1 = cosines(c0, c1, angles)
-    e = epoch.to(tl.float64)
-    value = v
-    if opcode == EXPONENTIAL:
-        value = v * opcodes.load_word(row, P0)
-    elif opcode == STEP:
-        value = opcodes.step(v, e, row)
-    elif opcode == MULTI_STEP:
-        value = opcodes.multi_step(v, e, op, aux_ptr)
-    elif opcode == LINEAR:
-        value = opcodes.linear(v, e, row)
-    elif opcode == POLYNOMIAL:
-        value = opcodes.polynomial(v, e, row)
-    elif opcode == COSINE:
-        value = opcodes.cosine_annealing(v, e, c0, c1, row)
-    elif opcode == WARM_RESTARTS:
-        value = opcodes.warm_restarts(c0, row)
-    elif opcode == CYCLIC:
-        value = opcodes.cyclic(e, row, mode)
-    elif opcode == ONE_CYCLE:
-        value = opcodes.one_cycle(v, e, c0, row, op, mode)
-    elif (opcode == TABLE_VALUE) | (opcode == TABLE_FACTOR):
-        value = opcodes.table(v, epoch, op, opcode, aux_ptr, clock_ptr, row)
-    elif opcode == SWA:
-        value = opcodes.swa(v, c0, c1, row, mode)
-    elif opcode == PLATEAU:
-        value = opcodes.plateau(v, metric, row, mode)
-    elif opcode == PIECEWISE:
-        value = opcodes.piecewise(c0, row, opcodes.piece(e, op, aux_ptr))
-    return value
 
 
 @triton.jit
@@ -222,7 +134,7 @@ def _run_rows(
                     if (restart == 1) & (tl.load(op + HAS_RESTART) == 1):
                         value = opcodes.load_word(row, RESTART)
                     else:
-                        value = _evaluate(
+                        value = opcodes.evaluate(
                             value, op, row, opcode, epoch, count, restart, metric,
                             aux_ptr, clock_ptr,
                         )  # fmt: skip
