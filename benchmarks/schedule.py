@@ -2,7 +2,7 @@
 
     python -m benchmarks.schedule [--quick] [--out DIR]
 
-Alone: only `scheduler.step()` is called, on an optimizer that has stepped. Inside: a whole step
+Alone: only `scheduler.step()` is called, on an optimizer that has stepped. Inside: a full step
 with the schedule, less the same provider's step without one in the same round. Both for 1, 28 and
 465 param groups, each of one tensor of 64 elements.
 """

@@ -7,7 +7,7 @@
 
 #include "layout.h"
 
-namespace lean {
+namespace cached {
 
 struct Cadence {
   int64_t* words = nullptr;
@@ -47,4 +47,4 @@ struct Cadence {
   }
 };
 
-}  // namespace lean
+}  // namespace cached

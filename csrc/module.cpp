@@ -1,5 +1,5 @@
 // fused_sched.engines._native: the compiled engine as a Python module (stable ABI of Python 3.10).
-#include "lean.h"
+#include "cached.h"
 
 #include <cstring>
 
@@ -119,7 +119,7 @@ PyMethodDef methods[] = {
     {"rules", get_rules, METH_NOARGS, "Addresses of the rules in it, by name."},
     {"digest", get_digest, METH_NOARGS, "What it was compiled from, as a hash."},
     {"use_threads", use_threads, METH_VARARGS, "Addresses of libtorch's parallel_for and count."},
-    {"set_up_lean", set_up_lean, METH_VARARGS, "What LeanStep needs of torch."},
+    {"set_up_cached", set_up_cached, METH_VARARGS, "What CachedLaunch needs of torch."},
     {"find_driver", find_driver, METH_VARARGS,
      "Finds CUDA's driver in a library, for TritonStep; None, or what is missing."},
     {"cuda_archs", get_cuda_archs, METH_NOARGS, "Those it has CUDA code for; empty: none."},
@@ -134,7 +134,7 @@ int execute(PyObject* module) {
 #ifdef FS_CUDA
   if (PyModule_AddIntConstant(module, "CUDA_GRADIENTS", kCudaGradients) != 0) return -1;
 #endif
-  return add_lean_types(module);
+  return add_cached_types(module);
 }
 
 PyModuleDef_Slot slots[] = {{Py_mod_exec, reinterpret_cast<void*>(execute)}, {0, nullptr}};

@@ -81,7 +81,7 @@ def explain(optimizer: Any) -> Explanation:
         raise TypeError(f"{type(optimizer).__name__} is not an optimizer of fused_sched.optim")
     devices = ledger.stepper.devices()
     engines = {str(device): choose.engine_for(device, ledger.mirror.rule) for device in devices}
-    tables = [plan.table for plan in ledger.mirror.plans.values()]
+    tables = [device_state.table for device_state in ledger.mirror.device_states.values()]
     torch_step = ledger.stepper.fallbacks()
     launched = bool(devices) and all(e.NAME != "eager" for e in engines.values())
     on_tables = launched and not torch_step
@@ -89,7 +89,7 @@ def explain(optimizer: Any) -> Explanation:
     schedules = ledger.mirror.schedules
     explicit = [one for one in schedules.roots() if schedules.find(one) is None]
     staged = sum(len(table.staged) for table in tables)
-    copies = staged + len(ledger.mirror.rates())
+    copies = staged + len(ledger.mirror.lr_tensors())
     return Explanation(
         engine={device: engine.NAME for device, engine in engines.items()},
         reason={str(device): choose.why(device, ledger.mirror.rule) for device in devices},

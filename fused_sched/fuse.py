@@ -172,8 +172,8 @@ def _with_device(theirs: type) -> type:
     """A class of somebody else with the device's part mixed in."""
     known = (c for c in theirs.__mro__ if c in SCHEDULERS)
     ours = next((SCHEDULERS[c] for c in known), DeviceScheduler)
-    members = {"__module__": theirs.__module__, "__reduce__": _reduce}
-    return type(theirs.__name__, (ours, theirs), members)
+    rows = {"__module__": theirs.__module__, "__reduce__": _reduce}
+    return type(theirs.__name__, (ours, theirs), rows)
 
 
 def _reduce(scheduler: Any) -> tuple[Any, ...]:

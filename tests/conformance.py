@@ -31,7 +31,7 @@ WHAT = {
     "test_transformers": "The schedules of `transformers.get_scheduler`",
     "test_convert": "Conversion of a stock pair, in the middle of a run",
     "test_groups": "`param_groups` read, written, replaced, wrapped",
-    "test_lean": "Steps without Python",
+    "test_cached": "Steps without Python",
     "test_errors": "Messages and types of errors, warnings",
     "test_faults": "[Faults](faults.md), injected",
     "test_compile": "`torch.compile` around the training step",

@@ -54,7 +54,7 @@ def launch_engine(request):
 
 @pytest.fixture
 def whole_steps(monkeypatch):
-    """No lean steps and no short first ones, as on the engines that have none."""
+    """No cached launches and no short first ones, as on the engines that have none."""
     monkeypatch.setattr(stepper, "make_first_step", lambda *_: False)
     monkeypatch.setattr(stepper, "keep_step", lambda *_: None)
     monkeypatch.setattr(explicit, "keep_schedule", lambda *_: None)

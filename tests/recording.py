@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from fused_sched.engines import engine_for
-from fused_sched.runtime import plan as plans
+from fused_sched.runtime import device_state
 from tests.training import set_grads
 
 
 @contextmanager
 def capturing() -> Iterator[None]:
     """Within, the package believes that the current stream is being captured."""
-    real = plans.capturing
+    real = device_state.capturing
     with pytest.MonkeyPatch.context() as patch:
         for name, module in list(sys.modules.items()):
             if name.startswith("fused_sched.") and getattr(module, "capturing", None) is real:

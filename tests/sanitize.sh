@@ -17,6 +17,6 @@ for name in asan ubsan stdc++; do
   LD_PRELOAD="${LD_PRELOAD:-} $("${CXX:-g++}" -print-file-name="lib$name.so")"
 done
 export LD_PRELOAD ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2
-"$python" -m pytest -q -n 2 -p no:cacheprovider tests -k "native or lean" \
+"$python" -m pytest -q -n 2 -p no:cacheprovider tests -k "native or cached" \
   --deselect tests/test_native.py::test_every_variant_computes_the_same \
   --ignore tests/gpu --ignore tests/test_contributing.py --ignore tests/test_cuda_build.py

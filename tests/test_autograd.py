@@ -14,10 +14,10 @@ STALE = "modified by an inplace operation"
 
 
 def settled(opt: Any, engine: str) -> None:
-    """Two whole steps make the next one lean, on the engine that has lean steps."""
+    """Two full steps make the next one cached, on the engine that has cached launches."""
     for _ in range(4):
         opt.step()
-    assert (opt._lean is not None) == (engine == "native")
+    assert (opt._cached is not None) == (engine == "native")
 
 
 def versions(params: list[Parameter]) -> list[int]:
@@ -31,12 +31,12 @@ def two() -> list[Parameter]:
     return params
 
 
-@pytest.mark.parametrize("lean", [False, True], ids=["whole", "lean"])
+@pytest.mark.parametrize("cached", [False, True], ids=["full", "cached"])
 @pytest.mark.parametrize("row", **named(FEW))
-def test_backward_through_a_graph_from_before_the_step_raises(row, lean, engine):
+def test_backward_through_a_graph_from_before_the_step_raises(row, cached, engine):
     params = two()
     opt = row.build(OURS, params)
-    if lean:
+    if cached:
         settled(opt, engine)
     loss = sum(param.square().sum() for param in params)
     opt.step()

@@ -14,7 +14,7 @@ from torch.nn import Parameter
 
 import fused_sched
 from fused_sched.engines import native_engine, triton_engine
-from fused_sched.runtime.plan import Plan
+from fused_sched.runtime.device_state import DeviceState
 from tests.cases import inverse_sqrt, make, sequential
 from tests.recording import Recording
 from tests.twins import Twins, assert_same, our_side, record, stock_side, without_params
@@ -153,7 +153,7 @@ def sent(monkeypatch) -> list[str]:
         monkeypatch.setattr(owner, name, noted_function)
 
     for name in ("send_values", "send_record", "write"):
-        noting(Plan, name)
+        noting(DeviceState, name)
     for engine in (native_engine, triton_engine):
         noting(engine, "advance")
     return noted

@@ -134,8 +134,8 @@ def test_captured_steps_agree_with_stock_torch(graphs):
 def test_a_graph_that_replays_one_lr_is_off(graphs, monkeypatch):
     update = triton_engine.update
 
-    def without_schedule(block, table, grads, program, *rest):
-        update(block, table, grads, None, *rest)
+    def without_schedule(buffer, table, grads, program, *rest):
+        update(buffer, table, grads, None, *rest)
 
     monkeypatch.setattr(triton_engine, "update", without_schedule)
     check = graphs()

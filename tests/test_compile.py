@@ -50,12 +50,12 @@ def test_compiled_training_step_is_compiled_once(engine, fuse):
     assert lr == pytest.approx(stock_lr, rel=1e-12)
 
 
-def test_compiled_training_step_is_lean():
+def test_compiled_training_step_is_cached():
     with fused_sched.use_engine("native"):
         *_, opt = train(
             fused_sched.optim, fused_sched.lr_scheduler, fused_sched.fuse, CompileCounter()
         )
-        assert opt._lean.step(opt)
+        assert opt._cached.step(opt)
 
 
 def test_model_alone_may_be_compiled_without_graph_breaks(engine):

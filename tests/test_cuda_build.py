@@ -35,8 +35,8 @@ from fused_sched.engines import (
 )
 from fused_sched.engines.native_structs import CUDA_UPDATE
 from fused_sched.tables import layout
-from fused_sched.tables.block import Block
-from fused_sched.tables.params import Member, ParamTable
+from fused_sched.tables.device_buffer import DeviceBuffer
+from fused_sched.tables.params import ParamRow, ParamTable
 from tests.cases import CHUNK
 from tests.cuda_on_host import stand_in
 from tests.cuda_on_host.stand_in import CSRC, QUICK
@@ -514,50 +514,50 @@ class Tables:
     def __init__(self, rule: str) -> None:
         self.rule = getattr(OURS, rule)._rule
         columns = self.rule.columns
-        self.members, self.grads = [], []
+        self.rows, self.grads = [], []
         for kind in itertools.product(DTYPES, repeat=3):
             for count, skips, missing in SIZES:
                 self._add(kind, count, skips, missing)
-        self.table = ParamTable(self.members, torch.device("cpu"), "Test")
-        self.block = Block(torch.device("cpu"), len(columns), 2, len(self.members), [0], [0])
+        self.table = ParamTable(self.rows, torch.device("cpu"), "Test")
+        self.buffer = DeviceBuffer(torch.device("cpu"), len(columns), 2, len(self.rows), [0], [0])
         values = dict(lr=0.1, momentum=0.9, dampening=0.1, nesterov=1, weight_decay=0.2)
         values |= dict(beta1=0.8, beta2=0.9, eps=1e-3, decoupled_weight_decay=1)
         for column, name in enumerate(columns):
-            self.block.record[:, column, :] = values.get(name, 0)
+            self.buffer.record[:, column, :] = values.get(name, 0)
         plain = "momentum" if rule == "SGD" else "amsgrad"
-        self.block.record[:, columns.index(plain), 0] = 0
-        self.block.record[:, columns.index(plain), 1] = 0.9
+        self.buffer.record[:, columns.index(plain), 0] = 0
+        self.buffer.record[:, columns.index(plain), 1] = 0.9
         for name in ("beta1", "beta2") if rule == "Adam" else ():
             log = torch.tensor(values[name], dtype=torch.float64).log()
-            self.block.record[:, columns.index(f"log_{name}"), :] = log
+            self.buffer.record[:, columns.index(f"log_{name}"), :] = log
 
     def _add(
         self, kind: tuple[torch.dtype, ...], count: int, skips: tuple[int, ...], missing: bool
     ) -> None:
-        index = len(self.members)
+        index = len(self.rows)
         param, grad, state = kind
         param_skip, grad_skip, state_skip = skips
         group, seed = index % 2, 10 * index
         present = self.rule.required + group
         states = [numbers(count, state, seed + 1 + i, state_skip) for i in range(present)]
         states += [None] * (len(self.rule.states) - present)
-        member = Member(numbers(count, param, seed, param_skip), index, group, states)
-        member.grad_dtype = grad
-        self.members.append(member)
+        row = ParamRow(numbers(count, param, seed, param_skip), index, group, states)
+        row.grad_dtype = grad
+        self.rows.append(row)
         self.grads.append(None if missing else numbers(count, grad, seed + 9, grad_skip))
 
     def launch(self, scale: float | None = None, found_inf: float | None = None) -> None:
         scalars = [None if s is None else torch.tensor([s]) for s in (scale, found_inf)]
         addresses = [0 if grad is None else grad.data_ptr() for grad in self.grads]
         how = None, self.rule, layout.STAY
-        native_engine.update(self.block, self.table, addresses, *how, *scalars)
+        native_engine.update(self.buffer, self.table, addresses, *how, *scalars)
 
     def tensors(self) -> list[Tensor]:
         """All that a launch may change."""
         grads = [grad for grad in self.grads if grad is not None]
-        states = [s for member in self.members for s in member.states if s is not None]
-        own = [self.block.memory]
-        return [t.clone() for t in (*(m.param for m in self.members), *grads, *states, *own)]
+        states = [s for row in self.rows for s in row.states if s is not None]
+        own = [self.buffer.memory]
+        return [t.clone() for t in (*(m.param for m in self.rows), *grads, *states, *own)]
 
 
 @pytest.fixture(scope="module")
@@ -589,7 +589,7 @@ def test_every_kind_of_storage_gets_the_cpu_engines_bits(on_cpu, on_host, rule):
     assert on_host.cuda_on_host_launches() - before == len(STEPS)
     assert on_host.cuda_on_host_blocks() == tables.table.programs
     assert same(tables.tensors(), on_cpu[rule])
-    assert tables.block.clock.tolist() == [len(STEPS), 0, 0, 0]
+    assert tables.device_buffer.clock.tolist() == [len(STEPS), 0, 0, 0]
 
 
 def test_launch_with_found_inf_changes_nothing(on_host):
@@ -637,17 +637,17 @@ def test_schedule_alone_gets_the_cpu_engines_values(on_host):
     with fused_sched.use_engine("native"):
         opt.prepare()
     ledger = opt._ledger
-    (plan,) = ledger.mirror.plans.values()
+    (device_state,) = ledger.mirror.device_states.values()
     number = ledger.mirror.schedules.program_of(sched)
     results = []
     for advance in (CPU_ADVANCE, native_cuda.advance):
-        block = plan.block.on_host(plan.block.memory.clone())
-        program = block.programs[number]
-        trace = torch.full((5, *block.record.shape[1:]), torch.nan, dtype=torch.float64)
-        advance(block, program, 5, None, trace)
-        advance(block, program)
+        buffer = device_state.buffer.on_host(device_state.buffer.memory.clone())
+        program = buffer.programs[number]
+        trace = torch.full((5, *buffer.record.shape[1:]), torch.nan, dtype=torch.float64)
+        advance(buffer, program, 5, None, trace)
+        advance(buffer, program)
         assert 6 in program.ops[:, layout.EPOCH]
-        results.append((trace, block.record, program.lanes, program.ops.double()))
+        results.append((trace, buffer.record, program.lanes, program.ops.double()))
     for theirs, ours in zip(*results):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
 
@@ -699,7 +699,7 @@ def test_fields_of_another_size_are_refused(on_host):
         module.cuda_update(b"", b"")
     tables = Tables("SGD")
     how = None, 0, layout.STAY
-    values = native_library.update_values(tables.block, tables.table, *how, None, None)
+    values = native_library.update_values(tables.device_buffer, tables.table, *how, None, None)
     others = dict.fromkeys(CUDA_UPDATE.names, 0)
     with pytest.raises(RuntimeError, match="not one gradient for each tensor"):
         module.cuda_update(CUDA_UPDATE.pack(others | values), bytes(8))

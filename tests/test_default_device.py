@@ -17,8 +17,8 @@ from torch.nn import Parameter
 
 import fused_sched
 from fused_sched.engines.native_library import kind_numbers
-from fused_sched.runtime.plan import _no_members
-from fused_sched.tables.block import _no_program
+from fused_sched.runtime.device_state import _empty_table
+from fused_sched.tables.device_buffer import _no_program
 from fused_sched.tables.program import _nothing, table_of
 from tests.cases import SCHEDULERS, plain_step
 from tests.training import named
@@ -65,7 +65,7 @@ def test_every_tensor_is_made_on_a_device_that_is_named():
 @pytest.fixture
 def nothing_made_before():
     """As in a process whose default device was set before its first optimizer."""
-    for cached in (kind_numbers, table_of, _no_members, _no_program, _nothing):
+    for cached in (kind_numbers, table_of, _empty_table, _no_program, _nothing):
         cached.cache_clear()
 
 

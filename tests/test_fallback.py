@@ -135,12 +135,12 @@ def test_a_gradient_that_is_sometimes_sparse(kinds, momentum, fused, engine, mon
         both.check(bits=False)
 
 
-def test_a_sparse_gradient_after_prepare_and_lean_steps(engine):
+def test_a_sparse_gradient_after_prepare_and_cached_launches(engine):
     both = Both("SGD", embedding, "ddddddsddddddd")
     both.ours.opt.prepare()
-    for times, lean in ((6, True), (1, False), (7, True)):
+    for times, cached in ((6, True), (1, False), (7, True)):
         both.step(times)
-        assert (both.ours.opt._lean is not None) == (lean and engine == "native")
+        assert (both.ours.opt._cached is not None) == (cached and engine == "native")
         check([both.ours.odd, *both.ours.ordinary], [both.stock.odd, *both.stock.ordinary])
     both.check(bits=False)
 

@@ -171,7 +171,7 @@ def failing(owner: Any, name: str):
 
 def exception_in_the_launch() -> tuple[str, str]:
     run = Run().step(3)
-    run.opt.param_groups[0]["eps"] = run.opt.param_groups[0]["eps"]  # the next step is a whole one
+    run.opt.param_groups[0]["eps"] = run.opt.param_groups[0]["eps"]  # the next step is a full one
     before = run.facts()
     run.backward()
     with failing(engine_for(CPU), "update"):
@@ -337,7 +337,7 @@ def one_optimizer_in_two_threads() -> tuple[str, str]:
             except RuntimeError as error:
                 wrong.append(str(error))
 
-    # Whole steps are Python: torch's own optimizers are no safer. Lean ones hold the GIL or raise.
+    # Full steps are Python: torch's own optimizers are no safer. Cached ones hold the GIL or raise.
     if engine_for(CPU).NAME != "native":
         return "not made for it, as stock torch", "use one thread"
     threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]

@@ -16,7 +16,7 @@ import torch
 from torch.nn import Parameter
 
 import fused_sched
-from tests.test_lean import (
+from tests.test_cached import (
     doubled_state,
     loaded,
     lr,
@@ -81,7 +81,7 @@ class Both:
 
     @property
     def put_off(self) -> bool:
-        return "plans" not in vars(self.ours.opt._ledger.mirror)
+        return "device_states" not in vars(self.ours.opt._ledger.mirror)
 
     def check(self) -> None:
         check(self.ours.params, self.stock.params)
@@ -220,13 +220,13 @@ def test_lr_is_read_without_tables():
     assert both.put_off
 
 
-def test_steps_are_lean_again_after_a_write():
+def test_steps_are_cached_again_after_a_write():
     both = Both()
     both.step(2)
     both.do(lr)
     assert not both.put_off
     both.step()
-    assert both.ours.opt._lean is not None
+    assert both.ours.opt._cached is not None
     both.check()
 
 

@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 import fused_sched
 from fused_sched.runtime import captures, mirror
 from fused_sched.runtime.captures import OPEN
-from fused_sched.tables.block import Block
+from fused_sched.tables.device_buffer import DeviceBuffer
 from tests.recording import Recording
 from tests.training import OURS, case, set_grads, stock, three
 
@@ -125,16 +125,16 @@ def cosine(module: Any, opt: Any) -> Any:
 
 
 @pytest.fixture
-def fetches(monkeypatch: pytest.MonkeyPatch) -> list[Block]:
+def fetches(monkeypatch: pytest.MonkeyPatch) -> list[DeviceBuffer]:
     """Every read of a device."""
-    made: list[Block] = []
-    fetch = Block.fetch
+    made: list[DeviceBuffer] = []
+    fetch = DeviceBuffer.fetch
 
-    def note(block: Block) -> Block:
-        made.append(block)
-        return fetch(block)
+    def note(buffer: DeviceBuffer) -> DeviceBuffer:
+        made.append(buffer)
+        return fetch(buffer)
 
-    monkeypatch.setattr(Block, "fetch", note)
+    monkeypatch.setattr(DeviceBuffer, "fetch", note)
     return made
 
 

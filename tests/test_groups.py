@@ -41,10 +41,10 @@ def ahead(engine):
 
 
 def record(opt: Any, name: str, group: int = 0) -> list[float]:
-    """Both halves of the device's record, of every plan."""
+    """Both halves of the device's record, of every device_state."""
     column = opt._ledger.mirror.schedules.columns.index(name)
-    blocks = [plan.block for plan in opt._ledger.mirror.plans.values()]
-    return [value for block in blocks for value in block.record[:, column, group].tolist()]
+    blocks = [device_state.buffer for device_state in opt._ledger.mirror.device_states.values()]
+    return [value for buffer in blocks for value in buffer.record[:, column, group].tolist()]
 
 
 # -- reading -------------------------------------------------------------------------------------

@@ -111,11 +111,11 @@ def test_an_edit_to_the_value_that_it_had_counts(both):
     both.check()
 
 
-def test_lean_steps_come_back_when_the_count_is_let_go():
+def test_cached_launches_come_back_when_the_count_is_let_go():
     with fused_sched.use_engine("native"):
         both = Both(fused=False)
         both.ours.step(3)
-        assert both.ours.opt._lean is None
+        assert both.ours.opt._cached is None
         del both.ours.held
         both.ours.step(3)
-        assert both.ours.opt._lean is not None
+        assert both.ours.opt._cached is not None

@@ -12,7 +12,7 @@ import torch
 from torch.nn import Parameter
 
 import fused_sched
-from fused_sched.runtime import plan
+from fused_sched.runtime import device_state
 from tests.cases import PROMISE, inverse_sqrt
 from tests.twins import RATES
 
@@ -311,6 +311,6 @@ def test_nothing_of_it_runs_inside_a_capture(call, monkeypatch):
     ours, _ = trained(fuse=True)
     history = ours.scheduler.history(8)
     ours.step()
-    monkeypatch.setattr(plan, "capturing", lambda device=None: True)
+    monkeypatch.setattr(device_state, "capturing", lambda device=None: True)
     with pytest.raises(RuntimeError, match="cannot run while a CUDA graph is being captured"):
         ours.scheduler.history(8) if call == "history" else getattr(history, call)()

@@ -167,9 +167,16 @@ def test_tables_take_less_than_a_hundred_bytes_a_tensor():
     opt = fused_sched.optim.AdamW(params)
     with fused_sched.use_engine("native"):
         opt.step()
-    (plan,) = opt._ledger.mirror.plans.values()
-    tables = (plan.table.addresses, plan.table.info, plan.table.chunks, plan.table.ends)
-    assert sum(table.nbytes for table in tables) + plan.block.offsets.nbytes < 100 * len(params)
+    (device_state,) = opt._ledger.mirror.device_states.values()
+    tables = (
+        device_state.table.addresses,
+        device_state.table.info,
+        device_state.table.chunks,
+        device_state.table.ends,
+    )
+    assert sum(table.nbytes for table in tables) + device_state.buffer.offsets.nbytes < 100 * len(
+        params
+    )
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -182,7 +189,7 @@ def test_a_step_allocates_nothing(row):
     with fused_sched.use_engine("native"):
         for _ in range(2):
             opt.step()
-        assert opt._lean is not None
+        assert opt._cached is not None
         with torch.profiler.profile(
             activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
         ) as profile:
@@ -190,7 +197,7 @@ def test_a_step_allocates_nothing(row):
             # As between two steps of a run that nobody profiles.
             torch.autograd.profiler._is_profiler_enabled = False
             try:
-                assert opt._lean.step(opt)
+                assert opt._cached.step(opt)
             finally:
                 torch.autograd.profiler._is_profiler_enabled = True
     assert [e.key for e in profile.key_averages() if e.self_cpu_memory_usage > 0] == []

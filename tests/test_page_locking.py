@@ -11,7 +11,7 @@ from torch.nn import Parameter
 
 import fused_sched
 from fused_sched.tables import params
-from fused_sched.tables.block import send
+from fused_sched.tables.device_buffer import send
 
 
 class OnGpu(Tensor):
@@ -49,12 +49,12 @@ def test_captures_and_releases_send_nothing_from_page_locked_memory(monkeypatch)
     weights = [Parameter(torch.zeros(3)) for _ in range(100)]
     opt = fused_sched.optim.SGD(weights, lr=1.0)
     opt.prepare()
-    (plan,) = opt._ledger.mirror.plans.values()
+    (device_state,) = opt._ledger.mirror.device_states.values()
     monkeypatch.setattr(params, "send", lambda *_: pytest.fail("sent inside a capture"))
     for address in range(1, 101):
-        captured = plan.table.capture_copy()
-        plan.captured_tables.append(captured)
+        captured = device_state.table.capture_copy()
+        device_state.captured_tables.append(captured)
         captured.send_addresses([address] * len(weights))
         assert captured.addresses[1].unique().tolist() == [address]
         opt.release_capture()
-        assert not plan.captured_tables
+        assert not device_state.captured_tables

@@ -92,21 +92,23 @@ class OnDevice:
         self.opt, self.scheduler = pair(case, name, fused_sched.optim, fused_sched.lr_scheduler)
         self.opt.prepare()
         self.ledger = self.opt._ledger
-        (plan,) = self.ledger.mirror.plans.values()
-        self.block = plan.block
-        self.program = plan.block.programs[self.ledger.mirror.schedules.program_of(self.scheduler)]
+        (device_state,) = self.ledger.mirror.device_states.values()
+        self.buffer = device_state.buffer
+        self.program = device_state.buffer.programs[
+            self.ledger.mirror.schedules.program_of(self.scheduler)
+        ]
 
     def advance(self, steps: int = 1, metric: float | None = None) -> Tensor:
         """The hyper record after each step: [steps, columns, groups]."""
-        trace = torch.full((steps, *self.block.record.shape[1:]), math.nan, dtype=torch.float64)
+        trace = torch.full((steps, *self.buffer.record.shape[1:]), math.nan, dtype=torch.float64)
         given = None if metric is None else torch.tensor([metric], dtype=torch.float64)
         engine = engine_for(torch.device("cpu"))
-        engine.advance(self.block, self.program, steps, metric=given, trace=trace)
+        engine.advance(self.buffer, self.program, steps, metric=given, trace=trace)
         self.ledger.mirror.values_ahead = True
         return trace
 
     def values(self, steps: int) -> Tensor:
-        start = self.block.record[:1].clone()
+        start = self.buffer.record[:1].clone()
         return torch.cat([start, self.advance(steps)])
 
 
@@ -156,7 +158,7 @@ class _FedOnDevice:
 
     def __init__(self, ours: OnDevice) -> None:
         self.ours = ours
-        self.seen = [ours.block.record[:1].clone()]
+        self.seen = [ours.buffer.record[:1].clone()]
 
     def step(self, metric: float) -> None:
         self.seen.append(self.ours.advance(metric=metric))

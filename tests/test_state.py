@@ -156,15 +156,15 @@ def test_checkpoints_pass_both_ways_mid_run(row, launch_engine):
 
 
 def addresses(opt: Any) -> list[int]:
-    """Where the moments, the device block and the param table lie."""
+    """Where the moments, the device buffer and the param table lie."""
     moments = [
         value.data_ptr()
         for entry in opt.state.values()
         for name, value in entry.items()
         if name != "step"
     ]
-    plans = opt._ledger.mirror.plans.values()
-    return moments + [a for p in plans for a in (p.block.memory.data_ptr(), id(p.table))]
+    device_states = opt._ledger.mirror.device_states.values()
+    return moments + [a for p in device_states for a in (p.buffer.memory.data_ptr(), id(p.table))]
 
 
 @pytest.mark.parametrize("row", **named(FEW))
@@ -176,7 +176,7 @@ def test_load_keeps_every_address(row, engine):
     before = addresses(opt)
     opt.load_state_dict(source.state_dict())
     train(opt, params, range(1))
-    assert addresses(opt) == before or not opt._ledger.mirror.plans
+    assert addresses(opt) == before or not opt._ledger.mirror.device_states
 
 
 @pytest.mark.parametrize("row", **named(FEW))

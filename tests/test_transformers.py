@@ -104,13 +104,17 @@ def test_values_far_beyond_any_horizon(case):
         opt = optimizer(fused_sched.optim)
         scheduler = case.build(opt)
         fused_sched.fuse(opt, scheduler, interval=1)
-        (plan,) = opt._ledger.mirror.plans.values()
-        program = plan.block.programs[0]
+        (device_state,) = opt._ledger.mirror.device_states.values()
+        program = device_state.buffer.programs[0]
         for epoch in (TOTAL, 10_001, 1_000_000):
-            plan.engine.advance(plan.block, program, epoch - int(program.ops[1, layout.EPOCH]))
+            device_state.engine.advance(
+                device_state.buffer, program, epoch - int(program.ops[1, layout.EPOCH])
+            )
             factor = scheduler.lr_lambdas[0](epoch)
             expected = [base * factor for base in scheduler.base_lrs]
-            assert plan.block.record[0, 0].tolist() == pytest.approx(expected, rel=0, abs=1e-13)
+            assert device_state.buffer.record[0, 0].tolist() == pytest.approx(
+                expected, rel=0, abs=1e-13
+            )
 
 
 def test_unknown_callables_and_arguments_are_tabulated():

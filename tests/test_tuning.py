@@ -80,11 +80,11 @@ def test_bytes_of_a_case_are_those_of_its_optimizer(task: str) -> None:
     case = Case(task, "bfloat16", 80)
     with quick():
         trained = Trained(case, CPU, "triton")
-    (plan,) = trained.opt._ledger.mirror.plans.values()
-    assert case.bytes_moved == plan.table.bytes_per_step()
-    assert plan.rule.name == case.key.rule
+    (device_state,) = trained.opt._ledger.mirror.device_states.values()
+    assert case.bytes_moved == device_state.table.bytes_per_step()
+    assert device_state.rule.name == case.key.rule
     held = sum(param.nbytes + param.grad.nbytes for param in trained.params)
-    states = [s for m in plan.table.members for s in m.states if s is not None]
+    states = [s for m in device_state.table.rows for s in m.states if s is not None]
     assert case.bytes_held == held + sum(s.nbytes for s in states)
 
 

@@ -122,9 +122,11 @@ def record(opt: Any) -> Tensor:
     Nothing catches up for it: on the eager engine it is what the groups say.
     """
     ledger = getattr(opt, "_fused_sched_ledger", None)
-    for plan in () if ledger is None else ledger.mirror.plans.values():
-        half = int(plan.block.clock[0]) + ledger.mirror.cadence.ahead  # it may be taken back
-        return plan.block.record[half & 1].t().clone()
+    for device_state in () if ledger is None else ledger.mirror.device_states.values():
+        half = (
+            int(device_state.buffer.clock[0]) + ledger.mirror.cadence.ahead
+        )  # it may be taken back
+        return device_state.buffer.record[half & 1].t().clone()
     encode = getattr(fused_sched.optim, type(opt).__name__)._rule.encode
     return torch.tensor([encode(group) for group in opt.param_groups], dtype=torch.float64)
 

@@ -85,34 +85,47 @@ class Trained:
             self.sched = cosine(fused_sched.lr_scheduler, self.opt)
             fused_sched.fuse(self.opt, self.sched)
             self.opt.prepare()
-        (self.plan,) = self.opt._ledger.mirror.plans.values()
+        (self.device_state,) = self.opt._ledger.mirror.device_states.values()
 
     def table(self) -> ParamTable:
         """Cut by the knobs as they are now."""
-        return ParamTable(self.plan.table.members, self.plan.device, self.plan.name)
+        return ParamTable(
+            self.device_state.table.rows, self.device_state.device, self.device_state.name
+        )
 
     def jobs(self) -> list[triton_engine.Job]:
         """What `triton_engine` compiles for the knobs as they are now."""
-        plan = self.plan
+        device_state = self.device_state
         jobs: list[triton_engine.Job] = []
         with patch.object(triton_engine, "_compile", jobs.extend):
-            plan.engine.load(
-                plan.block, plan.table, plan.fused_program(), plan.rule, [layout.NO_SCALER]
+            device_state.engine.load(
+                device_state.buffer,
+                device_state.table,
+                device_state.fused_program(),
+                device_state.rule,
+                [layout.NO_SCALER],
             )
         return jobs
 
     def runner(self) -> Runner:
         """A step with the knobs as they are now: on a GPU its replay."""
-        plan, table = self.plan, self.table()
-        grads, program = table.grad_addresses(), plan.fused_program()
+        device_state, table = self.device_state, self.table()
+        grads, program = table.grad_addresses(), device_state.fused_program()
 
         def launch() -> None:
-            plan.engine.update(
-                plan.block, table, grads, program, plan.rule, layout.COUNTED, None, None
+            device_state.engine.update(
+                device_state.buffer,
+                table,
+                grads,
+                program,
+                device_state.rule,
+                layout.COUNTED,
+                None,
+                None,
             )
 
         launch()  # sends the addresses
-        step = captured(launch) if plan.device.type == "cuda" else launch
+        step = captured(launch) if device_state.device.type == "cuda" else launch
         return Runner(step, alive=(self, table))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 import fused_sched
 from fused_sched import stock
 from fused_sched.runtime.base import FusedOptimizer
-from fused_sched.runtime.plan import capturing
+from fused_sched.runtime.device_state import capturing
 from fused_sched.schedules.base import DeviceScheduler
 from fused_sched.swap import OPTIMIZERS
 

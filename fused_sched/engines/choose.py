@@ -26,7 +26,7 @@ SERVED = frozenset(_DEFAULTS)
 
 _VARIABLE = "FUSED_SCHED_ENGINE"
 FORCED: dict[None, str | None] = {None: None}
-"""The engine forced by ``use_engine``, under None: a place that a lean step can look at."""
+"""The engine forced by ``use_engine``, under None: a place that a cached launch can look at."""
 
 
 def available(device: torch.device | str) -> dict[str, str | None]:

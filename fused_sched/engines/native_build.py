@@ -30,8 +30,8 @@ _FLAGS = (
     *("-std=c++17", "-O3", "-g0", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"),
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"),
 )
-_LEAN_SOURCES = ("lean", "lean_step", "lean_members", "lean_schedule", "lean_call")
-_SOURCES = ("module", "driver", "cpu", *_LEAN_SOURCES)
+_CACHED_SOURCES = ("cached", "cached_launch", "cached_params", "cached_schedule", "cached_call")
+_SOURCES = ("module", "driver", "cpu", *_CACHED_SOURCES)
 _VARIANTS = {
     "avx512bf16": ("-march=x86-64-v4", "-mavx512bf16", "-mprefer-vector-width=512"),
     "avx512": ("-march=x86-64-v4", "-mprefer-vector-width=512"),

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from fused_sched.tables import layout
 
-from .native_library import Found, advance_values, make_lean_step, update_values
+from .native_library import LaunchSnapshot, advance_values, make_cached_launch, update_values
 from .native_library import load as load_library
 from .native_rules import cuda_rule
 from .native_structs import CUDA_ADVANCE, CUDA_UPDATE
 
 if TYPE_CHECKING:
     from fused_sched.rules.rule import Rule
-    from fused_sched.tables.block import Block, Program
+    from fused_sched.tables.device_buffer import DeviceBuffer, Program
     from fused_sched.tables.params import ParamTable
 
 
@@ -106,7 +106,7 @@ def _where(device: torch.device) -> dict[str, int]:
 
 
 def update(
-    block: Block,
+    buffer: DeviceBuffer,
     table: ParamTable,
     grads: Sequence[int],
     program: Program | None,
@@ -116,14 +116,14 @@ def update(
     found_inf: Tensor | None,
 ) -> None:
     """One optimizer step, and the schedule step of ``program``, in one launch."""
-    module = _module(_number(block.device))
+    module = _module(_number(buffer.device))
     riding = len(grads) <= module.CUDA_GRADIENTS
     if riding:
         table.send_fixed()
     else:
         table.send_addresses(grads)
-    values = update_values(block, table, program, _code(rule), advance, scale, found_inf)
-    fields = CUDA_UPDATE.pack(values | _chunk_values(table) | _where(block.device))
+    values = update_values(buffer, table, program, _code(rule), advance, scale, found_inf)
+    fields = CUDA_UPDATE.pack(values | _chunk_values(table) | _where(buffer.device))
     module.cuda_update(fields, array("q", grads if riding else ()).tobytes())
 
 
@@ -143,42 +143,46 @@ def _chunk_values(table: ParamTable) -> dict[str, int]:
     }
 
 
-def can_lean(block: Block, table: ParamTable) -> bool:
+def can_cache(buffer: DeviceBuffer, table: ParamTable) -> bool:
     """Whether every launch can do without sending the table first."""
-    return len(table.members) <= _module(_number(block.device)).CUDA_GRADIENTS
+    return len(table.rows) <= _module(_number(buffer.device)).CUDA_GRADIENTS
 
 
-def lean_step(
-    block: Block, table: ParamTable, program: Program | None, rule: Rule, found: Found
+def cached_launch(
+    buffer: DeviceBuffer,
+    table: ParamTable,
+    program: Program | None,
+    rule: Rule,
+    snapshot: LaunchSnapshot,
 ) -> Any:
-    """A LeanStep that launches on the current stream."""
-    number = _number(block.device)
+    """A CachedLaunch that launches on the current stream."""
+    number = _number(buffer.device)
     module = _module(number)
-    values = update_values(block, table, program, _code(rule), found.advance, None, None)
+    values = update_values(buffer, table, program, _code(rule), snapshot.advance, None, None)
     values |= _chunk_values(table) | {"device": number, "stream": 0}
-    return make_lean_step(module, CUDA_UPDATE.pack(values), number, block, table, found)
+    return make_cached_launch(module, CUDA_UPDATE.pack(values), number, buffer, table, snapshot)
 
 
 def load(
-    block: Block,
+    buffer: DeviceBuffer,
     table: ParamTable,
     program: Program | None,
     rule: Rule,
     scalings: Iterable[layout.Scaling],
 ) -> None:
     """Load every kernel, which fails under capture, and fill the table, which adds a copy there."""
-    number = _number(block.device)
+    number = _number(buffer.device)
     _module(number).cuda_load(number)
     table.send_fixed()
 
 
 def advance(
-    block: Block,
+    buffer: DeviceBuffer,
     program: Program,
     steps: int = 1,
     metric: Tensor | None = None,
     trace: Tensor | None = None,
 ) -> None:
     """Advance a program alone: explicit mode. Arguments as for the Triton engine."""
-    values = advance_values(block, program, steps, metric, trace) | _where(block.device)
-    _module(_number(block.device)).cuda_advance(CUDA_ADVANCE.pack(values))
+    values = advance_values(buffer, program, steps, metric, trace) | _where(buffer.device)
+    _module(_number(buffer.device)).cuda_advance(CUDA_ADVANCE.pack(values))

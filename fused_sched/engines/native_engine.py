@@ -12,15 +12,15 @@ from torch import Tensor
 from fused_sched.tables import layout
 
 from . import native_cuda
-from .native_first import FirstMember, make_first_step
-from .native_library import Found, advance_values, make_lean_step, update_values
+from .native_first import FirstRow, make_first_step
+from .native_library import LaunchSnapshot, advance_values, make_cached_launch, update_values
 from .native_library import load as load_library
 from .native_rules import cpu_rule, cuda_rule
 from .native_structs import ADVANCE, UPDATE
 
 if TYPE_CHECKING:
     from fused_sched.rules.rule import Rule
-    from fused_sched.tables.block import Block, Program
+    from fused_sched.tables.device_buffer import DeviceBuffer, Program
     from fused_sched.tables.params import ParamTable
 
 NAME = "native"
@@ -39,9 +39,9 @@ def unavailable(device: torch.device) -> str | None:
     return library if isinstance(library, str) else None
 
 
-def can_lean(block: Block, table: ParamTable) -> bool:
-    """Whether ``lean_step`` and ``lean_call`` can serve these tables."""
-    return block.device.type == "cpu" or native_cuda.can_lean(block, table)
+def can_cache(buffer: DeviceBuffer, table: ParamTable) -> bool:
+    """Whether ``cached_launch`` and ``cached_call`` can serve these tables."""
+    return buffer.device.type == "cpu" or native_cuda.can_cache(buffer, table)
 
 
 def lacks(rule: Rule, device: torch.device) -> str | None:
@@ -56,40 +56,44 @@ def _code(rule: Rule) -> int:
     return code
 
 
-def lean_step(
-    block: Block, table: ParamTable, program: Program | None, rule: Rule, found: Found
+def cached_launch(
+    buffer: DeviceBuffer,
+    table: ParamTable,
+    program: Program | None,
+    rule: Rule,
+    snapshot: LaunchSnapshot,
 ) -> Any:
     """What makes the next launches as long as nothing changes; None where nothing can."""
-    if block.device.type == "cuda":
-        return native_cuda.lean_step(block, table, program, rule, found)
-    values = update_values(block, table, program, _code(rule), found.advance, None, None)
-    return make_lean_step(load_library(), UPDATE.pack(values), None, block, table, found)
+    if buffer.device.type == "cuda":
+        return native_cuda.cached_launch(buffer, table, program, rule, snapshot)
+    values = update_values(buffer, table, program, _code(rule), snapshot.advance, None, None)
+    return make_cached_launch(load_library(), UPDATE.pack(values), None, buffer, table, snapshot)
 
 
 def first_step(
     optimizer: Any,
     params: Sequence[Tensor],
-    members: Sequence[FirstMember],
+    rows: Sequence[FirstRow],
     values: Sequence[Sequence[float]],
     rule: Rule,
     forced: dict[None, str | None],
 ) -> Any:
-    """A lean step for params on the CPU that no whole step has come before.
+    """A cached launch for params on the CPU that no full step has come before.
 
     Args:
         params: every param of the optimizer, in the groups' order.
-        members: those that have a gradient.
+        rows: those that have a gradient.
         values: each group's, by column.
         forced: where the engine asked for is noted.
     """
     return make_first_step(
-        load_library(), optimizer, params, members, values, rule, _code(rule), forced
+        load_library(), optimizer, params, rows, values, rule, _code(rule), forced
     )
 
 
-def advancer(block: Block, program: Program) -> Callable[[int], None]:
-    """``advance`` of one program of a CPU block, prepared for many calls: takes the steps."""
-    fields = array("q", ADVANCE.pack(advance_values(block, program, 0, None, None)))
+def advancer(buffer: DeviceBuffer, program: Program) -> Callable[[int], None]:
+    """``advance`` of one program of a CPU buffer, prepared for many calls: takes the steps."""
+    fields = array("q", ADVANCE.pack(advance_values(buffer, program, 0, None, None)))
     place = ADVANCE.names.index("steps")
     run = load_library().advance
 
@@ -100,25 +104,27 @@ def advancer(block: Block, program: Program) -> Callable[[int], None]:
     return advance_by
 
 
-def lean_call(words: array[int], number: int, optimizer: Any) -> Any:
-    """A LeanCall of csrc/lean_call.cpp: the next calls of fused scheduler ``number``."""
+def cached_call(words: array[int], number: int, optimizer: Any) -> Any:
+    """A CachedCall of csrc/cached_call.cpp: the next calls of fused scheduler ``number``."""
     groups = tuple(optimizer.param_groups)
-    return load_library().LeanCall(
+    return load_library().CachedCall(
         words.buffer_info()[0], number, optimizer.__dict__, groups, words
     )
 
 
-def lean_schedule(block: Block, program: Program, optimizer: Any, limit: int | None) -> Any:
-    """A LeanSchedule of csrc/lean_schedule.cpp: the next advances of an explicit schedule."""
-    fields = ADVANCE.pack(advance_values(block, program, 1, None, None))
+def cached_schedule(
+    buffer: DeviceBuffer, program: Program, optimizer: Any, limit: int | None
+) -> Any:
+    """A CachedSchedule of csrc/cached_schedule.cpp: the next advances of an explicit schedule."""
+    fields = ADVANCE.pack(advance_values(buffer, program, 1, None, None))
     groups = optimizer.param_groups
-    return load_library().LeanSchedule(
-        fields, optimizer.__dict__, groups, tuple(groups), (block, program), limit
+    return load_library().CachedSchedule(
+        fields, optimizer.__dict__, groups, tuple(groups), (buffer, program), limit
     )
 
 
 def update(
-    block: Block,
+    buffer: DeviceBuffer,
     table: ParamTable,
     grads: Sequence[int],
     program: Program | None,
@@ -132,35 +138,35 @@ def update(
     Args:
         advance: STAY, CALLED or COUNTED of ``tables/layout.py``.
     """
-    if block.device.type == "cuda":
-        native_cuda.update(block, table, grads, program, rule, advance, scale, found_inf)
+    if buffer.device.type == "cuda":
+        native_cuda.update(buffer, table, grads, program, rule, advance, scale, found_inf)
         return
     table.send_addresses(grads)
-    values = update_values(block, table, program, _code(rule), advance, scale, found_inf)
+    values = update_values(buffer, table, program, _code(rule), advance, scale, found_inf)
     load_library().update(UPDATE.pack(values))
 
 
 def load(
-    block: Block,
+    buffer: DeviceBuffer,
     table: ParamTable,
     program: Program | None,
     rule: Rule,
     scalings: Iterable[layout.Scaling],
 ) -> None:
     """Load every kernel of a GPU; on a CPU the library holds every variant."""
-    if block.device.type == "cuda":
-        native_cuda.load(block, table, program, rule, scalings)
+    if buffer.device.type == "cuda":
+        native_cuda.load(buffer, table, program, rule, scalings)
 
 
 def advance(
-    block: Block,
+    buffer: DeviceBuffer,
     program: Program,
     steps: int = 1,
     metric: Tensor | None = None,
     trace: Tensor | None = None,
 ) -> None:
     """Advance a program alone: explicit mode. Arguments as for the Triton engine."""
-    if block.device.type == "cuda":
-        native_cuda.advance(block, program, steps, metric, trace)
+    if buffer.device.type == "cuda":
+        native_cuda.advance(buffer, program, steps, metric, trace)
         return
-    load_library().advance(ADVANCE.pack(advance_values(block, program, steps, metric, trace)))
+    load_library().advance(ADVANCE.pack(advance_values(buffer, program, steps, metric, trace)))

@@ -1,4 +1,4 @@
-"""A first step on the CPU, with memory of its own instead of a block and a param table."""
+"""A first step on the CPU, with memory of its own instead of a buffer and a param table."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NOTHING = dict.fromkeys(("ops", "lanes", "aux", "rows", "scale", "found_inf"), 
 
 
 @dataclass(slots=True)
-class FirstMember:
+class FirstRow:
     """A param of a first step, and where it was then; param, gradient and state have one dtype.
 
     Attributes:
@@ -50,13 +50,13 @@ def make_first_step(
     module: Any,
     optimizer: Any,
     params: Sequence[Tensor],
-    members: Sequence[FirstMember],
+    rows: Sequence[FirstRow],
     values: Sequence[Sequence[float]],
     rule: Rule,
     code: int,
     forced: Mapping[None, str | None],
 ) -> Any:
-    """A LeanStep of csrc/lean_step.cpp that no whole step has come before.
+    """A CachedLaunch of csrc/cached_launch.cpp that no full step has come before.
 
     Args:
         module: the compiled library.
@@ -65,22 +65,22 @@ def make_first_step(
         forced: where the engine asked for is noted.
     """
     count = len(params)
-    dtypes = tuple(dict.fromkeys([member.dtype for member in members]))
+    dtypes = tuple(dict.fromkeys([row.dtype for row in rows]))
     kinds = _kinds(dtypes)
-    memory = _memory(members, dtypes, count, values, list(rule.states))
+    memory = _memory(rows, dtypes, count, values, list(rule.states))
     slots = layout.STATE0 + len(rule.states)
-    return module.LeanStep(
-        _fields(memory, slots, len(members), count, values, kinds.data_ptr(), code),
+    return module.CachedLaunch(
+        _fields(memory, slots, len(rows), count, values, kinds.data_ptr(), code),
         None,
         (DLPACK_DEVICES["cpu"], 0),
         optimizer.param_groups,
         tuple(params),
-        _facts(members, count),
+        _facts(rows, count),
         optimizer._optimizer_step_pre_hooks,
         optimizer._optimizer_step_post_hooks,
         forced,
         0,
-        (memory, kinds, [member.states for member in members]),
+        (memory, kinds, [row.states for row in rows]),
         None,
     )
 
@@ -91,22 +91,22 @@ def _kinds(dtypes: tuple[torch.dtype, ...]) -> Tensor:
 
 
 def _memory(
-    members: Sequence[FirstMember],
+    rows: Sequence[FirstRow],
     dtypes: Sequence[torch.dtype],
     params: int,
     values: Sequence[Sequence[float]],
     names: Sequence[str],
 ) -> array[int]:
     """All that a launch needs: addresses, facts, ends, offsets, clock and record, in one array."""
-    rows = [
+    columns = [
         (
-            *(member.address, 0),
-            *[member.states[n].data_ptr() if n in member.states else 0 for n in names],
-            *(member.shape.numel(), member.group, dtypes.index(member.dtype), member.index, 0),
+            *(row.address, 0),
+            *[row.states[n].data_ptr() if n in row.states else 0 for n in names],
+            *(row.shape.numel(), row.group, dtypes.index(row.dtype), row.index, 0),
         )
-        for member in members
+        for row in rows
     ]
-    memory = array("q", [*chain(*zip(*rows, strict=True)), *[0] * (params + layout.CLOCK_WORDS)])
+    memory = array("q", [*chain(*zip(*columns, strict=True)), *[0] * (params + layout.CLOCK_WORDS)])
     memory.frombytes(array("d", chain(*zip(*values, strict=True))).tobytes() * 2)
     return memory
 
@@ -148,10 +148,10 @@ def _fields(
     )
 
 
-def _facts(members: Sequence[FirstMember], params: int) -> bytes:
-    """See Members::note in csrc/lean_members.h."""
+def _facts(rows: Sequence[FirstRow], params: int) -> bytes:
+    """See ParamRows::note in csrc/cached_params.h."""
     facts = array("q", (-1, 0, *DLPACK_DTYPES[torch.float32]) * params)
-    for column, member in enumerate(members):
-        at = 4 * member.index
-        facts[at : at + 4] = array("q", (column, 1, *DLPACK_DTYPES[member.dtype]))
+    for column, row in enumerate(rows):
+        at = 4 * row.index
+        facts[at : at + 4] = array("q", (column, 1, *DLPACK_DTYPES[row.dtype]))
     return facts.tobytes()

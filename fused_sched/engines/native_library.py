@@ -21,7 +21,7 @@ from fused_sched.tables import layout
 from . import native_build
 
 if TYPE_CHECKING:
-    from fused_sched.tables.block import Block, Program
+    from fused_sched.tables.device_buffer import DeviceBuffer, Program
     from fused_sched.tables.params import Kind, ParamTable
 
 DTYPES = {
@@ -52,7 +52,7 @@ def load(present: str | None = None) -> Any:
         return str(error)
     try:
         module.use_threads(*thread_functions())
-        module.set_up_lean(*_lean_needs())
+        module.set_up_cached(*_cached_needs())
     except (OSError, AttributeError, RuntimeError) as error:
         return (
             f"torch {torch.__version__} lacks what the compiled engine needs of torch >= 2.11: "
@@ -80,7 +80,7 @@ def thread_functions() -> tuple[int, int]:
     return run, count
 
 
-def _lean_needs() -> tuple[Any, ...]:
+def _cached_needs() -> tuple[Any, ...]:
     exchange = torch.Tensor.__dlpack_c_exchange_api__  # type: ignore[attr-defined]
     return (
         exchange,
@@ -125,7 +125,7 @@ def _program_values(program: Program | None) -> dict[str, int]:
 
 
 def update_values(
-    block: Block,
+    buffer: DeviceBuffer,
     table: ParamTable,
     program: Program | None,
     rule: int,
@@ -134,20 +134,20 @@ def update_values(
     found_inf: Tensor | None,
 ) -> dict[str, int]:
     """The fields of UPDATE."""
-    columns, groups = block.record.shape[1:]
+    columns, groups = buffer.record.shape[1:]
     return {
         "addresses": table.addresses.data_ptr(),
         "info": table.info.data_ptr(),
-        "offsets": block.offsets.data_ptr(),
-        "record": block.record.data_ptr(),
-        "clock": block.clock.data_ptr(),
+        "offsets": buffer.offsets.data_ptr(),
+        "record": buffer.record.data_ptr(),
+        "clock": buffer.clock.data_ptr(),
         **_program_values(program),
         "scale": 0 if scale is None else scale.data_ptr(),
         "found_inf": 0 if found_inf is None else found_inf.data_ptr(),
         "kinds": kind_numbers(table.kinds).data_ptr(),
         "ends": table.ends.data_ptr(),
         "slots": table.addresses.shape[0],
-        "tensors": len(table.members),
+        "tensors": len(table.rows),
         "columns": columns,
         "groups": groups,
         "rule": rule,
@@ -156,13 +156,13 @@ def update_values(
 
 
 def advance_values(
-    block: Block, program: Program, steps: int, metric: Tensor | None, trace: Tensor | None
+    buffer: DeviceBuffer, program: Program, steps: int, metric: Tensor | None, trace: Tensor | None
 ) -> dict[str, int]:
     """The fields of ADVANCE."""
-    columns, groups = block.record.shape[1:]
+    columns, groups = buffer.record.shape[1:]
     return {
-        "record": block.record.data_ptr(),
-        "clock": block.clock.data_ptr(),
+        "record": buffer.record.data_ptr(),
+        "clock": buffer.clock.data_ptr(),
         **_program_values(program),
         "trace": 0 if trace is None else trace.data_ptr(),
         "metric": 0 if metric is None else metric.data_ptr(),
@@ -173,17 +173,18 @@ def advance_values(
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a whole step has found; a lean step looks whether it still holds.
+class LaunchSnapshot:
+    """What a full step has found; a cached launch looks whether it still holds.
 
     Attributes:
         params: every param of the optimizer, in the groups' order.
-        reached: numbers of those that a step has reached; a gradient of another needs a whole step.
+        reached: numbers of those that a step has reached; a gradient of another needs a full step.
         forced: where the engine asked for is noted.
-        limit: launches after which the whole step must look again; None for no limit.
+        limit: launches after which the full step must look again; None for no limit.
         advance: how the launches advance the fused schedules, where no calls govern them.
         cadence: the words of runtime/cadence.py where calls govern; None else.
-        plan: the plan's dict, whose ``_last_stream`` is the stream of the last work on a GPU.
+        device_state: attributes of the DeviceState; ``_last_stream`` is the stream of the last work
+            on a GPU.
     """
 
     optimizer: Any
@@ -193,19 +194,19 @@ class Found:
     limit: int | None
     advance: int
     cadence: array[int] | None
-    plan: dict[str, Any]
+    device_state: dict[str, Any]
 
 
-def make_lean_step(
+def make_cached_launch(
     module: Any,
     fields: bytes,
     number: int | None,
-    block: Block,
+    buffer: DeviceBuffer,
     table: ParamTable,
-    found: Found,
+    snapshot: LaunchSnapshot,
     triton: tuple[tuple[Any, ...], tuple[Any, ...]] | None = None,
 ) -> Any:
-    """A LeanStep of csrc/lean_step.cpp: the next launches, as long as nothing changes.
+    """A CachedLaunch of csrc/cached_launch.cpp: the next launches, as long as nothing changes.
 
     Args:
         module: the compiled library.
@@ -213,26 +214,26 @@ def make_lean_step(
         number: of the GPU, None for the CPU.
         triton: its hooks, and what owns what the parameters point at, of a TritonStep.
     """
-    columns = {member.index: column for column, member in enumerate(table.members)}
+    columns = {row.index: column for column, row in enumerate(table.rows)}
     facts = array("q")
-    for index in range(len(found.params)):
+    for index in range(len(snapshot.params)):
         column = columns.get(index, -1)
-        dtype = table.members[column].grad_dtype if column >= 0 else torch.float32
-        facts.extend((column, index in found.reached, *DLPACK_DTYPES[dtype]))
+        dtype = table.rows[column].grad_dtype if column >= 0 else torch.float32
+        facts.extend((column, index in snapshot.reached, *DLPACK_DTYPES[dtype]))
     hooks, owners = ((), ()) if triton is None else ((triton[0],), triton[1])
-    make = module.LeanStep if triton is None else module.TritonStep
+    make = module.CachedLaunch if triton is None else module.TritonStep
     return make(
         fields,
-        None if number is None else found.plan,
-        (DLPACK_DEVICES[block.device.type], number or 0),
-        found.optimizer.param_groups,
-        tuple(found.params),
+        None if number is None else snapshot.device_state,
+        (DLPACK_DEVICES[buffer.device.type], number or 0),
+        snapshot.optimizer.param_groups,
+        tuple(snapshot.params),
         facts.tobytes(),
-        found.optimizer._optimizer_step_pre_hooks,
-        found.optimizer._optimizer_step_post_hooks,
-        found.forced,
-        0 if found.cadence is None else found.cadence.buffer_info()[0],
-        (block, table, found.cadence, kind_numbers(table.kinds), *owners),
-        found.limit,
+        snapshot.optimizer._optimizer_step_pre_hooks,
+        snapshot.optimizer._optimizer_step_post_hooks,
+        snapshot.forced,
+        0 if snapshot.cadence is None else snapshot.cadence.buffer_info()[0],
+        (buffer, table, snapshot.cadence, kind_numbers(table.kinds), *owners),
+        snapshot.limit,
         *hooks,
     )

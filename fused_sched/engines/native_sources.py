@@ -98,9 +98,9 @@ def write(files: Mapping[str, str], folder: Path) -> None:
 
 def digest(csrc: Path, files: Mapping[str, str]) -> str:
     """A name for what the library is made of."""
-    found = hashlib.sha256()
+    snapshot = hashlib.sha256()
     for path in sorted(csrc.glob("*.[ch]*")):
-        found.update(path.read_bytes())
+        snapshot.update(path.read_bytes())
     for name in sorted(files):
-        found.update(files[name].encode())
-    return found.hexdigest()[:32]
+        snapshot.update(files[name].encode())
+    return snapshot.hexdigest()[:32]

@@ -19,15 +19,15 @@ from torch import Tensor
 from fused_sched.rules.tuning import Tuning, tuning_bits
 from fused_sched.tables import layout
 
-from .native_library import Found
-from .triton_lean import can_lean, lean_call, make_triton_step
+from .native_library import LaunchSnapshot
+from .triton_cached import cached_call, can_cache, make_triton_step
 
 if TYPE_CHECKING:
     from fused_sched.rules.rule import Rule
-    from fused_sched.tables.block import Block, Program
+    from fused_sched.tables.device_buffer import DeviceBuffer, Program
     from fused_sched.tables.params import Kind, ParamTable
 
-__all__ = ["can_lean", "lean_call"]  # beside what is defined here
+__all__ = ["cached_call", "can_cache"]  # beside what is defined here
 
 NAME = "triton"
 
@@ -149,23 +149,23 @@ def _capability(device: torch.device) -> tuple[int, int]:
 
 
 def _update_args(
-    block: Block,
+    buffer: DeviceBuffer,
     table: ParamTable,
     program: Program | None,
     advance: int,
     scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> list[Any]:
-    columns, groups = block.record.shape[1:]
-    unused = block.record
+    columns, groups = buffer.record.shape[1:]
+    unused = buffer.record
     return [
         table.addresses,
         table.info,
         table.chunks,
-        block.offsets,
-        block.record,
-        block.clock,
-        block.clock if program is None else program.ops,
+        buffer.offsets,
+        buffer.record,
+        buffer.clock,
+        buffer.clock if program is None else program.ops,
         unused if program is None else program.lanes,
         unused if program is None else program.aux,
         unused.view(torch.float32) if scale is None else scale,
@@ -180,7 +180,7 @@ def _update_args(
 
 
 def _update_job(
-    block: Block,
+    buffer: DeviceBuffer,
     table: ParamTable,
     program: Program | None,
     rule: Rule,
@@ -201,12 +201,12 @@ def _update_job(
         tuning.vectors,
         layout.TICKET_ORDER,
     ]
-    args = _update_args(block, table, program, advance, scale, found_inf) + constants
-    return update_kernel, (block.device, tuning, *constants), args, launch_options(tuning)
+    args = _update_args(buffer, table, program, advance, scale, found_inf) + constants
+    return update_kernel, (buffer.device, tuning, *constants), args, launch_options(tuning)
 
 
 def update(
-    block: Block,
+    buffer: DeviceBuffer,
     table: ParamTable,
     grads: Sequence[int],
     program: Program | None,
@@ -221,22 +221,28 @@ def update(
         advance: STAY, CALLED or COUNTED of ``tables/layout.py``.
     """
     table.send_addresses(grads)
-    kernel, key, args, options = _update_job(block, table, program, rule, advance, scale, found_inf)
-    with _on(block.device):
+    kernel, key, args, options = _update_job(
+        buffer, table, program, rule, advance, scale, found_inf
+    )
+    with _on(buffer.device):
         _launch(kernel, key, table.programs, args, options)
 
 
-def lean_step(
-    block: Block, table: ParamTable, program: Program | None, rule: Rule, found: Found
+def cached_launch(
+    buffer: DeviceBuffer,
+    table: ParamTable,
+    program: Program | None,
+    rule: Rule,
+    snapshot: LaunchSnapshot,
 ) -> Any:
     """What makes the next launches as long as nothing changes; None where nothing can."""
-    _, key, args, _ = _update_job(block, table, program, rule, found.advance, None, None)
+    _, key, args, _ = _update_job(buffer, table, program, rule, snapshot.advance, None, None)
     handle = _compiled.get(key)
-    return None if handle is None else make_triton_step(block, table, handle, args, found)
+    return None if handle is None else make_triton_step(buffer, table, handle, args, snapshot)
 
 
 def load(
-    block: Block,
+    buffer: DeviceBuffer,
     table: ParamTable,
     program: Program | None,
     rule: Rule,
@@ -247,30 +253,30 @@ def load(
         return
     from fused_sched.kernels.schedule import LAUNCH_OPTIONS, schedule_kernel
 
-    one = torch.ones(1, device=block.device)
+    one = torch.ones(1, device=buffer.device)
     jobs = []
     for unscales, skips in scalings:
         scale, found_inf = one if unscales else None, one if skips else None
-        jobs.append(_update_job(block, table, program, rule, layout.STAY, scale, found_inf))
+        jobs.append(_update_job(buffer, table, program, rule, layout.STAY, scale, found_inf))
     # Also while no scheduler is explicit: one that comes later may be captured first.
-    args = _advance_args(block, block.programs[0], 1, None, None)
-    jobs.append((schedule_kernel, ("schedule", block.device), args, LAUNCH_OPTIONS))
-    with _on(block.device):
+    args = _advance_args(buffer, buffer.programs[0], 1, None, None)
+    jobs.append((schedule_kernel, ("schedule", buffer.device), args, LAUNCH_OPTIONS))
+    with _on(buffer.device):
         _compile(jobs)
 
 
 def _advance_args(
-    block: Block, program: Program, steps: int, metric: Tensor | None, trace: Tensor | None
+    buffer: DeviceBuffer, program: Program, steps: int, metric: Tensor | None, trace: Tensor | None
 ) -> list[Any]:
-    columns, groups = block.record.shape[1:]
+    columns, groups = buffer.record.shape[1:]
     return [
         program.ops,
         program.lanes,
         program.aux,
-        block.record,
-        block.clock,
-        block.record if metric is None else metric,
-        block.record if trace is None else trace,
+        buffer.record,
+        buffer.clock,
+        buffer.record if metric is None else metric,
+        buffer.record if trace is None else trace,
         program.rows,
         columns,
         steps,
@@ -280,7 +286,7 @@ def _advance_args(
 
 
 def advance(
-    block: Block,
+    buffer: DeviceBuffer,
     program: Program,
     steps: int = 1,
     metric: Tensor | None = None,
@@ -295,6 +301,6 @@ def advance(
     """
     from fused_sched.kernels.schedule import LAUNCH_OPTIONS, schedule_kernel
 
-    args = _advance_args(block, program, steps, metric, trace)
-    with _on(block.device):
-        _launch(schedule_kernel, ("schedule", block.device), 1, args, LAUNCH_OPTIONS)
+    args = _advance_args(buffer, program, steps, metric, trace)
+    with _on(buffer.device):
+        _launch(schedule_kernel, ("schedule", buffer.device), 1, args, LAUNCH_OPTIONS)

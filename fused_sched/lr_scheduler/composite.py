@@ -137,10 +137,10 @@ class SequentialLR(_Composite, stock.SequentialLR):
             rows.append(row)
         return rows
 
-    def _lift(self, epoch: int, count: int, lanes: list[list[float]]) -> None:
+    def _read_back(self, epoch: int, count: int, lanes: list[list[float]]) -> None:
         self.__dict__["last_epoch"] = epoch
 
-    def _lift_composite(self) -> None:
+    def _read_back_composite(self) -> None:
         active = bisect_right(self._milestones, self.__dict__["last_epoch"])
         self.__dict__["_last_lr"] = self._schedulers[active].__dict__["_last_lr"]
 
@@ -174,10 +174,10 @@ class ChainedScheduler(_Composite, stock.ChainedScheduler):
                 merged.setdefault(name, []).extend(rows)
         return merged
 
-    def _lift_composite(self) -> None:
+    def _read_back_composite(self) -> None:
         for scheduler in self._schedulers:
             if isinstance(scheduler, DeviceScheduler):
-                scheduler._lift_composite()
+                scheduler._read_back_composite()
         movers = [one for one in self._schedulers if getattr(one, "hyper", "lr") == "lr"]
         if movers:
             self.__dict__["_last_lr"] = movers[-1].__dict__["_last_lr"]

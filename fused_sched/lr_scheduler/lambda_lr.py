@@ -68,8 +68,8 @@ class _Lambdas(DeviceScheduler):
         table = self.__dict__.get("_table")
         return super()._lacks_rows() or (table is not None and not table.complete)
 
-    def _lift(self, epoch: int, count: int, lanes: list[list[float]]) -> None:
-        super()._lift(epoch, count, lanes)
+    def _read_back(self, epoch: int, count: int, lanes: list[list[float]]) -> None:
+        super()._read_back(epoch, count, lanes)
         table = self.__dict__.get("_table")
         if table is None or not table.holds(table.key, epoch):
             return

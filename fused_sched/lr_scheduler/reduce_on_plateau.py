@@ -67,8 +67,8 @@ class ReduceLROnPlateau(DeviceScheduler, stock.ReduceLROnPlateau):
             )
         return [float(self.default_min_lr)] * groups
 
-    def _lift(self, epoch: int, count: int, lanes: list[list[float]]) -> None:
-        super()._lift(epoch, count, lanes)
+    def _read_back(self, epoch: int, count: int, lanes: list[list[float]]) -> None:
+        super()._read_back(epoch, count, lanes)
         attributes = self.__dict__
         attributes["best"] = lanes[layout.S0][0]
         attributes["num_bad_epochs"] = int(lanes[layout.S1][0])

@@ -41,8 +41,8 @@ class CosineAnnealingWarmRestarts(DeviceScheduler, stock.CosineAnnealingWarmRest
             words={layout.COUNT_INCREMENT: 0},
         )
 
-    def _lift(self, epoch: int, count: int, lanes: list[list[float]]) -> None:
-        super()._lift(epoch, count, lanes)
+    def _read_back(self, epoch: int, count: int, lanes: list[list[float]]) -> None:
+        super()._read_back(epoch, count, lanes)
         self.__dict__["T_cur"] = _whole(lanes[layout.S0][0])
         self.__dict__["T_i"] = _whole(lanes[layout.S1][0])
 

@@ -15,9 +15,9 @@ from fused_sched import stock
 from fused_sched.rules.rule import Rule, rule_of
 from fused_sched.rules.tuning import Tunings
 
+from .device_state import capturing
 from .ledger import Ledger
 from .loading import Loading
-from .plan import capturing
 from .signatures import constructor
 
 Closure = Callable[[], Any]
@@ -59,7 +59,7 @@ class FusedOptimizer(stock.Optimizer):
 
     _rule: ClassVar[Rule]
     _LEDGER = "_fused_sched_ledger"
-    _lean: Any = None
+    _cached: Any = None
 
     watch_graphs: bool = True
     """Whether torch's hooks on a CUDA graph (torch >= 2.14) tell of its replays and of its end.
@@ -104,10 +104,10 @@ class FusedOptimizer(stock.Optimizer):
 
     @state.setter
     def state(self, value: Any) -> None:
-        self._ledger.mirror.drop_lean()
+        self._ledger.mirror.drop_cached()
         keeper = self._ledger.keeper
         keeper.state = value if isinstance(value, defaultdict) else defaultdict(dict, value)
-        keeper.shown = True
+        keeper.state_exposed = True
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if self._LEDGER not in self.__dict__:
@@ -127,7 +127,7 @@ class FusedOptimizer(stock.Optimizer):
         ledger.mirror.refuse_if_captured("add_param_group()")
         ledger.mirror.refresh()  # what the schedules did, they did to the groups that were there
         super().add_param_group(param_group)
-        if ledger.mirror.plans:
+        if ledger.mirror.device_states:
             ledger.stepper.adopt()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -163,8 +163,8 @@ class FusedOptimizer(stock.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        lean = self._lean
-        if lean is not None and lean.update(self):  # hooks and profiler have been told
+        cached = self._cached
+        if cached is not None and cached.update(self):  # hooks and profiler have been told
             return loss
         records = torch.is_grad_enabled()
         torch.set_grad_enabled(False)  # a fifth of what torch.no_grad() takes
@@ -187,7 +187,7 @@ class FusedOptimizer(stock.Optimizer):
         )
 
     @torch.compiler.disable
-    def _whole_step(self, *args: Any, **kwargs: Any) -> Any:
+    def _full_step(self, *args: Any, **kwargs: Any) -> Any:
         self._opt_called = True
         # A subclass with a step() of its own has had its hooks around that.
         overridden = type(self).step is not FusedOptimizer.step
@@ -205,13 +205,13 @@ class FusedOptimizer(stock.Optimizer):
         Returns:
             The closure's value, or None.
         """
-        lean = self._lean
-        if lean is not None and not kwargs and args in ((), (None,)) and lean.step(self):
+        cached = self._cached
+        if cached is not None and not kwargs and args in ((), (None,)) and cached.step(self):
             return None
-        return self._whole_step(*args, **kwargs)  # as they came: the hooks see them
+        return self._full_step(*args, **kwargs)  # as they came: the hooks see them
 
     # torch would wrap step() for its hooks, its profiler range and its schedulers' order check, at
-    # 10 microseconds a call. The whole step does all three; the lean one runs where none is asked.
+    # 10 microseconds a call. The full step does all three; the cached one runs where none is asked.
     step.hooked = True  # type: ignore[attr-defined]
     step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
     step.__signature__ = inspect.signature(_update)  # type: ignore[attr-defined]

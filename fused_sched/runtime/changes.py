@@ -4,48 +4,53 @@ from __future__ import annotations
 
 from typing import Any
 
+from .device_state import DeviceState, capturing
 from .mirror import Mirror
-from .plan import Plan, capturing
 from .state import StateKeeper
 
 
-def take_changes(mirror: Mirror, keeper: StateKeeper, plan: Plan, in_place: bool) -> set[int]:
+def take_changes(
+    mirror: Mirror, keeper: StateKeeper, device_state: DeviceState, in_place: bool
+) -> set[int]:
     """Take the step counts and tensors that the state dict holds now.
 
     Returns:
-        The members whose tensors are others now; with ``in_place`` only those that cannot be
+        The rows whose tensors are others now; with ``in_place`` only those that cannot be
         copied into the table's own without being rounded.
     """
     mirror.refresh_clock()
     gone: set[int] = set()
     told = False
-    for member in plan.table.members:
-        moved = member.states_moved
-        replaced = moved or keeper.replaced(member)
-        step = keeper.told_step(member, replaced)
+    for row in device_state.table.rows:
+        moved = row.states_moved
+        replaced = moved or keeper.replaced(row)
+        step = keeper.external_step(row, replaced)
         if step is not None:
-            plan.offsets[member.index] = plan.clock - step
-            keeper.note_step(member)
+            device_state.offsets[row.index] = device_state.clock - step
+            keeper.note_step(row)
             told = True
-        if replaced and in_place and not moved and (mirror.captured or keeper.same_dtypes(member)):
-            with mirror.host_only():
-                group = mirror.optimizer.param_groups[member.group]
-                keeper.restore(member, group, mirror.captured)
-            plan.shown_clock = -1  # what is shown of it is yet to be written
+        if replaced and in_place and not moved and (mirror.captured or keeper.same_dtypes(row)):
+            with mirror.suspend_sync():
+                group = mirror.optimizer.param_groups[row.group]
+                keeper.restore(row, group, mirror.captured)
+            device_state.state_clock = -1  # what is shown of it is yet to be written
         elif replaced:
-            gone.add(member.index)
-    if told and plan.block is not None:
-        plan.send_clock()
+            gone.add(row.index)
+    if told and device_state.buffer is not None:
+        device_state.send_clock()
     return gone
 
 
 def show_state(mirror: Mirror, keeper: StateKeeper) -> Any:
     """``optimizer.state`` as of now."""
-    if not keeper.shown:
-        mirror.drop_lean()  # the next one watches the state
-    keeper.shown = True
-    if not mirror.hosting and not capturing():
+    if not keeper.state_exposed:
+        mirror.drop_cached()  # the next one watches the state
+    keeper.state_exposed = True
+    if not mirror.sync_suspended and not capturing():
         mirror.refresh_clock()
-        if any(plan.clock != plan.shown_clock for plan in mirror.plans.values()):
-            keeper.write_steps(mirror.plans.values())
+        if any(
+            device_state.clock != device_state.state_clock
+            for device_state in mirror.device_states.values()
+        ):
+            keeper.write_steps(mirror.device_states.values())
     return keeper.state

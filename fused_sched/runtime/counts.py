@@ -17,7 +17,7 @@ class Noted:
 
     Attributes:
         step: the tensor in the state dict.
-        value: its value, int64; None where reading it would wait. A lean step counts in it.
+        value: its value, int64; None where reading it would wait. A cached launch counts in it.
         version: autograd's; None for a tensor without one.
     """
 

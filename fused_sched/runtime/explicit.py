@@ -9,10 +9,10 @@ from torch import Tensor
 
 from fused_sched.runtime.users_line import warn
 
-from .lean_steps import keep_schedule
+from .cached_steps import keep_schedule
+from .device_state import RELEASE, capturing
 from .mirror import Mirror
-from .plan import RELEASE, capturing
-from .schedules import Fused
+from .schedules import FusedSchedule
 from .stepper import Stepper
 
 
@@ -28,9 +28,9 @@ def _step_scheduler(
     mirror: Mirror, stepper: Stepper, scheduler: Any, *args: Any, **kwargs: Any
 ) -> None:
     fused = mirror.schedules.find(scheduler)
-    if not mirror.hosting:
+    if not mirror.sync_suspended:
         mirror.end_captures()
-    if mirror.hosting:
+    if mirror.sync_suspended:
         scheduler._host_step(*args, **kwargs)
     elif fused is not None and not args and not kwargs:
         _step_fused(mirror, stepper, fused)
@@ -43,7 +43,7 @@ def _step_on_host(mirror: Mirror, scheduler: Any, *args: Any, **kwargs: Any) -> 
     """torch's own step; then the device gets the values."""
     mirror.refresh()
     try:
-        with mirror.host_only():
+        with mirror.suspend_sync():
             scheduler._host_step(*args, **kwargs)
     finally:
         mirror.follow(scheduler)  # torch may raise when it has written a part
@@ -52,7 +52,7 @@ def _step_on_host(mirror: Mirror, scheduler: Any, *args: Any, **kwargs: Any) -> 
 # -- a fused scheduler ---------------------------------------------------------------------------
 
 
-def _step_fused(mirror: Mirror, stepper: Stepper, fused: Fused) -> None:
+def _step_fused(mirror: Mirror, stepper: Stepper, fused: FusedSchedule) -> None:
     """A call for a schedule that rides in the launch of ``optimizer.step()``."""
     if capturing():
         return  # the captured launch advances it
@@ -68,14 +68,14 @@ def _step_fused(mirror: Mirror, stepper: Stepper, fused: Fused) -> None:
             mirror.cadence.called()
 
 
-def _step_unexpected(mirror: Mirror, fused: Fused) -> None:
+def _step_unexpected(mirror: Mirror, fused: FusedSchedule) -> None:
     """A call whose step no launch has made ahead: by a launch of its own, or on the host."""
     if mirror.can_advance_alone():
         mirror.take_back()
-        for plan in mirror.blocks():
-            assert plan.block is not None
-            plan.join_stream()
-            plan.engine.advance(plan.block, plan.block.programs[0])
+        for device_state in mirror.with_buffer():
+            assert device_state.buffer is not None
+            device_state.join_stream()
+            device_state.engine.advance(device_state.buffer, device_state.buffer.programs[0])
         mirror.cadence.made_alone()
     else:
         _step_on_host(mirror, fused.scheduler)
@@ -87,7 +87,7 @@ _MOVED_BY_REPLAYS = (
 )
 
 
-def _moved_by_interval(mirror: Mirror, fused: Fused) -> str:
+def _moved_by_interval(mirror: Mirror, fused: FusedSchedule) -> str:
     name, interval = type(fused.scheduler).__name__, fused.interval
     mirror.settle()
     return (
@@ -98,7 +98,7 @@ def _moved_by_interval(mirror: Mirror, fused: Fused) -> str:
     )
 
 
-def _warn_once(fused: Fused, message: str) -> None:
+def _warn_once(fused: FusedSchedule, message: str) -> None:
     if not fused.warned:
         fused.warned = True
         warn(message)
@@ -113,7 +113,7 @@ def _advance_on_device(
     """Launch the scheduler's own program where the host cannot run it; False if it can."""
     metric = scheduler._device_metric(*args, **kwargs)
     inside = capturing()
-    on_device = metric is not None and metric.device in mirror.plans
+    on_device = metric is not None and metric.device in mirror.device_states
     if not (inside or mirror.captured or mirror.values_ahead or on_device):
         return False
     number = mirror.schedules.program_of(scheduler)
@@ -138,17 +138,21 @@ def _advance_on_device(
     schedules.in_graphs.append(scheduler)
     # Two that move one value, or one with a step between, the host could not make in their order.
     alone = not schedules.fused and all(one is scheduler for one in schedules.in_graphs)
-    known = alone and metric is None and not mirror.rates()
+    known = alone and metric is None and not mirror.lr_tensors()
     mirror.note_capture(number if known else None)
     return True
 
 
 def _launch(mirror: Mirror, number: int, metric: Tensor | None) -> None:
     """Advance program ``number`` on every device."""
-    for plan in mirror.plans.values():
-        if plan.block is not None:
-            plan.join_stream()
-            mirror.read_rates()
-            place = None if metric is None else metric.to(plan.device, torch.float64).reshape(1)
-            plan.engine.advance(plan.block, plan.block.programs[number], metric=place)
-    mirror.write_rates()
+    for device_state in mirror.device_states.values():
+        if device_state.buffer is not None:
+            device_state.join_stream()
+            mirror.read_lr_tensors()
+            place = (
+                None if metric is None else metric.to(device_state.device, torch.float64).reshape(1)
+            )
+            device_state.engine.advance(
+                device_state.buffer, device_state.buffer.programs[number], metric=place
+            )
+    mirror.write_lr_tensors()

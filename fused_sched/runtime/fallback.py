@@ -13,8 +13,8 @@ from fused_sched.engines.choose import SERVED
 from fused_sched.engines.eager_engine import has_stock
 from fused_sched.tables.local import SUPPORTED, local
 
+from .device_state import capturing
 from .mirror import Mirror
-from .plan import capturing
 from .state import StateKeeper
 
 _DIFFERENTIABLE = "with differentiable=True"
@@ -44,14 +44,14 @@ class Fallback:
         """Look again; the numbers of these params.
 
         Args:
-            moved: members of the tables that lie elsewhere now.
-            everywhere: look at all members, not only at these and at the params without a place.
+            moved: rows of the tables that lie elsewhere now.
+            everywhere: look at all rows, not only at these and at the params without a place.
         """
-        tables = [plan.table for plan in self._mirror.plans.values()]
-        if sum(len(t.members) for t in tables) == len(params) and not (moved or everywhere):
+        tables = [device_state.table for device_state in self._mirror.device_states.values()]
+        if sum(len(t.rows) for t in tables) == len(params) and not (moved or everywhere):
             self.why = {}
             return self.why
-        sure = {m.index for t in tables for m in t.members if m.index not in moved}
+        sure = {m.index for t in tables for m in t.rows if m.index not in moved}
         self.why = {
             i: why
             for i, param in enumerate(params)

@@ -1,9 +1,9 @@
 """A first step that puts the tables off: many an optimizer never needs any.
 
-Where an optimizer has no schedule and only ordinary params on the CPU, its first step makes a lean
-step with memory of its own. The plans are built when something asks for them: a read or a write of
-a param group, the state, a scheduler, a step that the lean one declines. Who gives each param an
-optimizer of its own, to step it inside of ``backward()``, has hundreds of first steps.
+Where an optimizer has no schedule and only ordinary params on the CPU, its first step makes a
+cached launch with memory of its own. The device states are built when something asks for them: a
+read or a write of a param group, the state, a scheduler, a step that the cached launch declines. A
+loop with one optimizer per param, stepped inside of ``backward()``, has hundreds of first steps.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from torch.optim.optimizer import _get_scalar_dtype
 
 from fused_sched.engines import engine_for
 from fused_sched.engines.choose import FORCED
-from fused_sched.engines.native_first import FirstMember
+from fused_sched.engines.native_first import FirstRow
 from fused_sched.tables.local import SUPPORTED, new_state
-from fused_sched.tables.params import Member
+from fused_sched.tables.params import ParamRow
 
+from .cached_steps import launch_key
+from .device_state import DeviceState
 from .held import is_held
-from .lean_steps import found_by
 from .mirror import Mirror
-from .plan import Plan
 from .state import StateKeeper
 
 _CPU = torch.device("cpu")
@@ -55,15 +55,15 @@ def make_first_step(
         {name: optimizer.initial_state(name, group) for name in rule.state_names(group)}
         for group in groups
     ]
-    members = [_member(params[i], i, group_of[i], starts[group_of[i]]) for i in numbers]
+    rows = [_row(params[i], i, group_of[i], starts[group_of[i]]) for i in numbers]
     values = [rule.encode(group) for group in groups]
-    step = engine.first_step(optimizer, params, members, values, rule, FORCED)
+    step = engine.first_step(optimizer, params, rows, values, rule, FORCED)
     if not step.update(optimizer):  # hooks and profiler have been told
         return False  # a gradient is none that it reads, or a scaler is at work
-    keeper.shown = False
-    mirror.lean.keep_step(step)
+    keeper.state_exposed = False
+    mirror.cached.keep_step(step)
     dtypes = [_get_scalar_dtype(is_fused=group.get("fused")) for group in groups]
-    mirror.put_plans_off(_PutOff(keeper, engine, params, members, dtypes).build)
+    mirror.put_device_states_off(_PutOff(keeper, engine, params, rows, dtypes).build)
     return True
 
 
@@ -75,7 +75,7 @@ def _is_new(mirror: Mirror, keeper: StateKeeper, optimizer: Any) -> bool:
         return False
     if any([isinstance(dict.__getitem__(g, "lr"), Tensor) for g in optimizer.param_groups]):
         return False  # what it holds is read before each launch
-    return not (keeper.shown and is_held(keeper))
+    return not (keeper.state_exposed and is_held(keeper))
 
 
 def _is_ordinary(param: Tensor) -> bool:
@@ -89,45 +89,45 @@ def _is_ordinary(param: Tensor) -> bool:
     )
 
 
-def _member(param: Tensor, index: int, group: int, starts: Mapping[str, float]) -> FirstMember:
+def _row(param: Tensor, index: int, group: int, starts: Mapping[str, float]) -> FirstRow:
     named = {name: new_state(param, value) for name, value in starts.items()}
-    return FirstMember(param, index, group, named, param.data_ptr(), param.shape, param.dtype)
+    return FirstRow(param, index, group, named, param.data_ptr(), param.shape, param.dtype)
 
 
 class _PutOff:
-    """What a first step found, to build the plans from."""
+    """What a first step found, to build the device states from."""
 
     def __init__(
         self,
         keeper: StateKeeper,
         engine: ModuleType,
         params: Sequence[Tensor],
-        members: Sequence[FirstMember],
+        rows: Sequence[FirstRow],
         step_dtypes: Sequence[torch.dtype],
     ) -> None:
         self._keeper = keeper
         self._engine = engine
         self._params = params
-        self._members = members
+        self._rows = rows
         self._step_dtypes = step_dtypes  # of the step counts, by group
 
     def build(self, mirror: Mirror) -> None:
-        """State and plan as whole steps would have left them."""
-        steps, missed = mirror.lean.take_steps()
-        mirror.lean.drop_step()
-        for member in self._members:
-            self._show(mirror, member, steps - missed.get(member.index, 0))
+        """State and device state as full steps would have left them."""
+        steps, missed = mirror.cached.take_steps()
+        mirror.cached.drop_step()
+        for row in self._rows:
+            self._show(mirror, row, steps - missed.get(row.index, 0))
         if self._is_in_place(mirror):  # else the next step begins with the state, as after a load
-            self._build_plan(mirror, steps, missed)
+            self._build_device_state(mirror, steps, missed)
 
-    def _show(self, mirror: Mirror, member: FirstMember, steps: int) -> None:
-        entry = dict(member.states)
+    def _show(self, mirror: Mirror, row: FirstRow, steps: int) -> None:
+        entry = dict(row.states)
         if mirror.rule.counts_steps:
-            step = torch.full((), steps, dtype=self._step_dtypes[member.group], device=_CPU)
-            self._keeper.counts.note(member.param, step)
+            step = torch.full((), steps, dtype=self._step_dtypes[row.group], device=_CPU)
+            self._keeper.counts.note(row.param, step)
             entry = {"step": step, **entry}
         if entry:
-            self._keeper.state[member.param] = entry
+            self._keeper.state[row.param] = entry
 
     def _is_in_place(self, mirror: Mirror) -> bool:
         """Whether params and groups are where the steps found them."""
@@ -138,22 +138,22 @@ class _PutOff:
             and len(params) == len(self._params)
             and all(map(is_, params, self._params))
             and all(map(_is_ordinary, params))
-            and all(member.is_in_place() for member in self._members)
+            and all(row.is_in_place() for row in self._rows)
         )
 
-    def _build_plan(self, mirror: Mirror, steps: int, missed: Mapping[int, int]) -> None:
+    def _build_device_state(self, mirror: Mirror, steps: int, missed: Mapping[int, int]) -> None:
         name = type(mirror.optimizer).__name__
-        plan = Plan(_CPU, self._engine, mirror.rule, name, len(self._params))
-        plan.clock = plan.shown_clock = steps
+        device_state = DeviceState(_CPU, self._engine, mirror.rule, name, len(self._params))
+        device_state.clock = device_state.state_clock = steps
         for index, number in missed.items():
-            plan.offsets[index] = number
+            device_state.offsets[index] = number
         names = list(mirror.rule.states)
-        plan.build_table(
+        device_state.build_table(
             [
-                Member(m.param, m.index, m.group, [m.states.get(name) for name in names])
-                for m in self._members
+                ParamRow(m.param, m.index, m.group, [m.states.get(name) for name in names])
+                for m in self._rows
             ]
         )
-        mirror.plans[_CPU] = plan
-        mirror.upload_into(plan)
-        mirror.lean.made_for = found_by(plan, self._keeper)
+        mirror.device_states[_CPU] = device_state
+        mirror.upload_into(device_state)
+        mirror.cached.made_for = launch_key(device_state, self._keeper)

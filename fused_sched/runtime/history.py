@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .device_state import refuse_capturing
 from .mirror import Mirror
-from .plan import refuse_capturing
 from .rings import Rings
 
 

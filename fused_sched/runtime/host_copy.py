@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fused_sched.tables.block import Block
+from fused_sched.tables.device_buffer import DeviceBuffer
 from fused_sched.tables.program import Assembled
 
 from .replay import Replay
@@ -62,12 +62,12 @@ class HostCopy:
         self._rows = {key: row for key, row in sources if key in simple}
         self._view = None
 
-    def view(self, block: Block) -> View:
-        """What a block on this CPU holds, as it was sent last."""
-        if self._view is None or self._view.block is not block:
+    def view(self, buffer: DeviceBuffer) -> View:
+        """What a buffer on this CPU holds, as it was sent last."""
+        if self._view is None or self._view.buffer is not buffer:
             roots = [one for one in self._schedules.roots() if not one._children()]
             simple = {id(one) for one in roots}
-            self._view = View(block, self._groups, self._columns, self._programs, simple)
+            self._view = View(buffer, self._groups, self._columns, self._programs, simple)
         return self._view
 
     def forget(self) -> None:
@@ -133,7 +133,7 @@ class HostCopy:
         """Bring the schedulers up to date; on the host's account."""
         self.behind = False
         if self._replay is not None:
-            self._schedules.lift(self._replay.block, self._programs)
+            self._schedules.read_back(self._replay.buffer, self._programs)
 
     def last_values(self, scheduler: Any) -> list[float] | None:
         """What a scheduler that is behind has set last; None for one that is not, or not simple."""

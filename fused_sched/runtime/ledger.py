@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from .changes import show_state
+from .device_state import refuse_capturing
 from .explicit import step_scheduler
 from .history import History
 from .loading import Loading
 from .mirror import Mirror
-from .plan import refuse_capturing
-from .schedules import Fused
+from .schedules import FusedSchedule
 from .state import StateKeeper
 from .stepper import Stepper
 
@@ -37,11 +37,11 @@ class Ledger:
         mirror.zeroed.clear()  # by a scheduler that warms up from 0, not by a checkpoint's probe
         mirror.schedules.drop_abandoned()
         before = list(mirror.schedules.fused)
-        mirror.schedules.fuse(Fused(scheduler, interval, on_skip))
+        mirror.schedules.fuse(FusedSchedule(scheduler, interval, on_skip))
         try:
             if interval is not None:
-                with mirror.host_only():
-                    scheduler._rehearse()  # raises for what ends at once
+                with mirror.suspend_sync():
+                    scheduler._dry_run()  # raises for what ends at once
             self.stepper.prepare(tables=False, scaled=False)
         except BaseException:
             mirror.schedules.fused = before

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from .device_state import RELEASE
 from .mirror import Mirror
-from .plan import RELEASE
 from .state import StateKeeper
 from .stepper import Stepper
 
@@ -41,16 +41,16 @@ class Loading:
     def around(self) -> Iterator[None]:
         """The call itself; if anything in it raises, nothing was loaded."""
         mirror, keeper = self._mirror, self._keeper
-        before = keeper.state, keeper.shown
-        mirror.drop_lean()
+        before = keeper.state, keeper.state_exposed
+        mirror.drop_cached()
         try:
-            with mirror.host_only():
+            with mirror.suspend_sync():
                 yield
         except BaseException:
             mirror.optimizer.param_groups = self._groups
-            keeper.state, keeper.shown = before
+            keeper.state, keeper.state_exposed = before
             raise
-        keeper.shown = True
+        keeper.state_exposed = True
         self._stepper.load()
 
 

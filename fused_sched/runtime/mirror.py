@@ -22,15 +22,15 @@ from torch import Tensor
 
 from fused_sched.rules.rule import Rule
 from fused_sched.tables import layout
-from fused_sched.tables.block import Block
+from fused_sched.tables.device_buffer import DeviceBuffer
 from fused_sched.tables.program import Assembled
 
+from .cached import CachedLaunches
 from .cadence import Cadence
 from .captures import Captures
+from .device_state import RELEASE, DeviceState, capturable, capturing
 from .host_copy import HostCopy
-from .lean import Lean
-from .plan import RELEASE, Plan, capturable, capturing
-from .rates import Rates, rates_of, read_rates, write_rates
+from .lr_tensors import LrTensors, lr_tensors_of, read_lr_tensors, write_lr_tensors
 from .schedules import Schedules
 from .view import View
 
@@ -41,8 +41,8 @@ _MANY = 200_000
 """Steps times groups up to which the host makes the steps of replays again, at 45 ns each: 9 ms."""
 
 
-class _HostOnly(AbstractContextManager[None]):
-    """See ``Mirror.host_only``: one thread's; may be entered within itself."""
+class Suspension(AbstractContextManager[None]):
+    """See ``Mirror.suspend_sync``: one thread's; may be entered within itself."""
 
     def __init__(self, lock: Any) -> None:
         self._lock = lock
@@ -65,14 +65,14 @@ class _HostOnly(AbstractContextManager[None]):
 class Mirror:
     """The host's copy of what the launches read and move, and its way to and from the devices."""
 
-    plans: dict[torch.device, Plan]
+    device_states: dict[torch.device, DeviceState]
 
     def __init__(self, optimizer: Any) -> None:
         self.reference = weakref.ref(optimizer)
         self.rule: Rule = type(optimizer)._rule
         self.schedules = Schedules(self.rule.columns)
-        self.plans = {}
-        self._put_off: Callable[[Mirror], None] | None = None  # what builds the plans
+        self.device_states = {}
+        self._put_off: Callable[[Mirror], None] | None = None  # what builds the device states
         self.programs: list[Assembled] = []
         self.cadence = Cadence()
         self.asked = False  # whether the host must ask for a fused schedule's next value
@@ -81,15 +81,15 @@ class Mirror:
         self.clock_ahead = False
         self.captured = False
         self.captures = Captures()
-        self.lean = Lean(self.reference)
+        self.cached = CachedLaunches(self.reference)
         self.since_upload = 0
         self.exposed = False  # whether a user may be changing a fused scheduler's lists
         self.rows_behind = False  # the devices' rows, to schedulers that the host has stepped
         self.copy = HostCopy(self.schedules)
-        self._readable: Block | None = None  # the only one, if it lies on this CPU
+        self._readable: DeviceBuffer | None = None  # the only one, if it lies on this CPU
         self._governs = False  # whether calls govern all that is fused
         self.lock = threading.RLock()  # a thread that logs lr may read while another one trains
-        self._host_only = _HostOnly(self.lock)
+        self._suspension = Suspension(self.lock)
         self.written: set[str] = set()  # keys of groups that were assigned on the host's account
         self.zeroed: set[int] = set()  # groups whose lr was assigned 0 since the last step
 
@@ -100,31 +100,35 @@ class Mirror:
         return optimizer
 
     def __getattr__(self, name: str) -> Any:
-        """``plans``, where the first step has put them off."""
-        if name != "plans":
+        """``device_states``, where the first step has put them off."""
+        if name != "device_states":
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         with self.lock:
-            if "plans" not in self.__dict__:
-                self.plans = {}
+            if "device_states" not in self.__dict__:
+                self.device_states = {}
                 build, self._put_off = self._put_off, None
                 if build is not None and self.reference() is not None:
                     build(self)
-            return self.plans
+            return self.device_states
 
-    def put_plans_off(self, build: Callable[[Mirror], None]) -> None:
-        """Let ``build`` make the plans, when something asks for them."""
+    def put_device_states_off(self, build: Callable[[Mirror], None]) -> None:
+        """Let ``build`` make the device states, when something asks for them."""
         self._put_off = build
-        del self.plans
+        del self.device_states
 
-    def blocks(self) -> list[Plan]:
-        """The plans that have a block on their device."""
-        return [plan for plan in self.plans.values() if plan.block is not None]
+    def with_buffer(self) -> list[DeviceState]:
+        """The device states that have a buffer on their device."""
+        return [
+            device_state
+            for device_state in self.device_states.values()
+            if device_state.buffer is not None
+        ]
 
     # -- reading ---------------------------------------------------------------------------------
 
     def refresh(self) -> None:
         """Bring the host's values up to date; during a capture they stay as they were."""
-        if self.hosting:
+        if self.sync_suspended:
             return
         with self.lock:
             self.settle()
@@ -133,7 +137,7 @@ class Mirror:
 
     def refresh_values(self) -> None:
         """Bring the groups up to date, and the schedulers only where that costs nothing more."""
-        if self._host_only.is_entered():
+        if self._suspension.is_entered():
             return
         with self.lock:
             if self._put_off is not None:
@@ -158,7 +162,7 @@ class Mirror:
 
         Spares a loop that logs ``get_last_lr()`` at each step the rest of them.
         """
-        if self.hosting:
+        if self.sync_suspended:
             return None
         with self.lock:
             view = None if self.rows_behind else self._view()
@@ -171,7 +175,7 @@ class Mirror:
     def _catch_up(self) -> None:
         cadence = self.cadence
         words = cadence.words
-        behind = self.pending or self.lean.owed or words[layout.ROUNDS] or words[layout.ANSWERED]
+        behind = self.pending or self.cached.owed or words[layout.ROUNDS] or words[layout.ANSWERED]
         if not (behind or self.values_ahead or self.captured) or capturing():
             return
         if self.asks_device():
@@ -180,7 +184,7 @@ class Mirror:
             self._replay_graphs()
         elif self.copy.is_ready():
             self._replay()
-        elif behind > _FEW and not cadence.ahead and self.blocks():
+        elif behind > _FEW and not cadence.ahead and self.with_buffer():
             self._fetch()
         else:
             self._repeat()
@@ -192,9 +196,9 @@ class Mirror:
         steps, self.pending = self.pending + self.cadence.take_rounds(), 0
         if steps:
             self.copy.advance(0, steps)
-        if self.lean.owed:
-            number = self.schedules.program_of(self.lean.scheduler)
-            owed, self.lean.owed = self.lean.owed, 0
+        if self.cached.owed:
+            number = self.schedules.program_of(self.cached.scheduler)
+            owed, self.cached.owed = self.cached.owed, 0
             if number is not None:
                 self.copy.advance(number, owed)
         self.copy.show_values(self.rule.decode)
@@ -213,7 +217,7 @@ class Mirror:
         if steps * len(self.optimizer.param_groups) > _MANY:
             self._fetch()
             return
-        if not (steps or self.lean.owed or self.cadence.words[layout.ROUNDS]):
+        if not (steps or self.cached.owed or self.cadence.words[layout.ROUNDS]):
             return  # nothing since the last read
         for program, times in advances.items():
             self.copy.advance(program, times)
@@ -224,8 +228,8 @@ class Mirror:
     def _repeat(self) -> None:
         """Run torch's recurrences for the steps that the device has made alone."""
         steps, self.pending = self.pending, 0
-        with self.host_only():
-            self.lean.replay()
+        with self.suspend_sync():
+            self.cached.replay()
             for _ in range(steps):
                 self.schedules.count_step()
             for _ in range(self.cadence.take_rounds()):
@@ -236,7 +240,7 @@ class Mirror:
         """Show a round of which only the first calls have come; the device has made all of it."""
         self.cadence.retract()
         self._take_positions()
-        with self.host_only():
+        with self.suspend_sync():
             for fused in self.schedules.fused[:answered]:
                 fused.scheduler._host_step()
         self.upload()
@@ -244,30 +248,30 @@ class Mirror:
     def _take_positions(self) -> None:
         """Bring the schedulers up to date, where only the groups are."""
         if self.copy.behind:
-            with self.host_only():
+            with self.suspend_sync():
                 self.copy.show_positions()
 
     def _fetch(self) -> None:
         """Read the device's values; waits for it, once."""
-        self.pending = self.lean.owed = 0
+        self.pending = self.cached.owed = 0
         self.cadence.take_rounds()
         self.captures.take()
         self.copy.forget()
         self.copy.behind = False
         self.values_ahead = False
-        plans = self.blocks()
-        if not plans:
+        device_states = self.with_buffer()
+        if not device_states:
             return
-        assert plans[0].block is not None
-        host = plans[0].block.fetch()
-        with self.host_only():
-            self.schedules.lift(host, self.programs)
+        assert device_states[0].buffer is not None
+        host = device_states[0].buffer.fetch()
+        with self.suspend_sync():
+            self.schedules.read_back(host, self.programs)
         current = host.record[int(host.clock[layout.CLOCK]) & 1].tolist()
         self.copy.put_values(self.rule.decode, current.__getitem__)
         if host.clock[layout.OVERRUN]:
-            for plan in plans:
-                assert plan.block is not None
-                plan.block.clock[layout.OVERRUN].zero_()
+            for device_state in device_states:
+                assert device_state.buffer is not None
+                device_state.buffer.clock[layout.OVERRUN].zero_()
             raise RuntimeError(
                 "A captured schedule ran past its end: the table of a tabulated scheduler or the "
                 "total_steps of OneCycleLR. The value was held. Pass horizon=<total steps> to "
@@ -280,54 +284,54 @@ class Mirror:
         """Bring the host's step counts up to date."""
         self.settle()
         if (self.clock_ahead or self.captured) and not capturing():
-            for plan in self.blocks():
-                plan.take_clock()
+            for device_state in self.with_buffer():
+                device_state.take_clock()
             self.clock_ahead = False
 
     @property
-    def hosting(self) -> bool:
+    def sync_suspended(self) -> bool:
         """Whether the host is changing values on its own account."""
-        return self._host_only.is_entered()
+        return self._suspension.is_entered()
 
-    def host_only(self) -> _HostOnly:
+    def suspend_sync(self) -> Suspension:
         """Within: reads do not catch up and writes stay on the host."""
-        return self._host_only
+        return self._suspension
 
-    # -- lean steps ------------------------------------------------------------------------------
+    # -- cached launches -------------------------------------------------------------------------
 
     def settle(self) -> None:
         """Count what was launched without Python since the last look."""
-        _ = self.plans  # which have an account of their own where they were put off
-        self._count_lean(*self.lean.take_steps())
-        if not self.lean.take_advances():
+        _ = self.device_states  # which have an account of their own where they were put off
+        self._count_cached(*self.cached.take_steps())
+        if not self.cached.take_advances():
             self.values_ahead = True
 
-    def drop_lean(self) -> None:
+    def drop_cached(self) -> None:
         """Something changed: the next step must look."""
         self.settle()
-        self.lean.drop_step()
+        self.cached.drop_step()
 
-    def drop_lean_schedule(self) -> None:
+    def drop_cached_schedule(self) -> None:
         """Something else may move the schedule: its next step is the host's."""
         self.settle()
-        self.lean.drop_schedule()
+        self.cached.drop_schedule()
 
     def expect_change(self) -> None:
         """A list of a scheduler's was handed out, which may be changed in place.
 
         The next step of each schedule is the host's, which then sends what it has become.
         """
-        self.drop_lean_schedule()
+        self.drop_cached_schedule()
         if self.schedules.fused and not self.exposed:
             self.take_back()
-            self.drop_lean()
+            self.drop_cached()
             self.exposed = True
 
     # -- what a launch changed -------------------------------------------------------------------
 
     def count(
         self,
-        plans: Sequence[Plan],
+        device_states: Sequence[DeviceState],
         grads: Sequence[Sequence[int]],
         moved: bool,
         scaled: bool,
@@ -336,29 +340,29 @@ class Mirror:
         """After a launch; whether the host knows every step count.
 
         Args:
-            grads: addresses of the gradients, by plan and member.
+            grads: addresses of the gradients, by device state and row.
             moved: whether the params of the eager engine moved.
             scaled: whether only the device knows if the step was made.
             advance: how the launch was to advance the fused schedules; None for not at all.
         """
         self.zeroed.clear()
-        inside = [capturing(plan.device) for plan in plans]
+        inside = [capturing(device_state.device) for device_state in device_states]
         if any(inside):
-            known = all(inside) and not scaled and not self.rates()
+            known = all(inside) and not scaled and not self.lr_tensors()
             self.note_capture(0 if known else None)
             return False
         if scaled:
             self.clock_ahead = True
         else:
-            for plan, addresses in zip(plans, grads, strict=True):
-                plan.count_step(addresses)
+            for device_state, addresses in zip(device_states, grads, strict=True):
+                device_state.count_step(addresses)
         if self.schedules.fused and advance is not None:
-            rates = bool(self.rates())
+            lr_tensors = bool(self.lr_tensors())
             if advance == layout.COUNTED:
-                self._count_interval(moved, unknown=bool(plans) and (scaled or rates))
+                self._count_interval(moved, unknown=bool(device_states) and (scaled or lr_tensors))
             else:
                 self.cadence.launched(advance)
-            if rates and not plans:
+            if lr_tensors and not device_states:
                 self.refresh()  # the user reads the tensor without asking us
         return not self.clock_ahead
 
@@ -371,11 +375,11 @@ class Mirror:
             self.values_ahead = True
         elif moved:
             self.pending += 1
-            if self.pending > _FEW and not self.blocks():
+            if self.pending > _FEW and not self.with_buffer():
                 self.refresh()  # on the eager engine: by and by, not all of it at the next read
         else:
             self.refresh()
-            with self.host_only():
+            with self.suspend_sync():
                 self.schedules.count_step(moved=False)
 
     def step_intervals(self, made: bool) -> None:
@@ -389,13 +393,13 @@ class Mirror:
             fused.steps += 1
         changed = True
         try:
-            with self.host_only():
+            with self.suspend_sync():
                 changed = self.schedules.count_step(made)
         finally:
             if changed or self.schedules.tables:
                 self.follow()
 
-    def _count_lean(self, steps: int, missed: Mapping[int, int]) -> None:
+    def _count_cached(self, steps: int, missed: Mapping[int, int]) -> None:
         """After steps made alone: each moved the params, since none had a scaler.
 
         Args:
@@ -403,10 +407,10 @@ class Mirror:
         """
         if not steps:
             return
-        for plan in self.plans.values():
-            plan.clock += steps
+        for device_state in self.device_states.values():
+            device_state.clock += steps
             for index, number in missed.items():
-                plan.offsets[index] += number
+                device_state.offsets[index] += number
         if self.schedules.fused and not self.schedules.governed:
             self.since_upload += steps
             self.pending += steps
@@ -428,11 +432,13 @@ class Mirror:
             scaled: only the device knows whether the next step is made.
         """
         intervals = [fused.interval for fused in self.schedules.fused]
-        looks = self.asked or (self.exposed and bool(self.blocks()))
+        looks = self.asked or (self.exposed and bool(self.with_buffer()))
         if None not in intervals:
             return looks and not (scaled and self.schedules.tables)
         mixed = any(interval is not None for interval in intervals)
-        return mixed or looks or self.values_ahead or not self.blocks() or bool(self.rates())
+        return (
+            mixed or looks or self.values_ahead or not self.with_buffer() or bool(self.lr_tensors())
+        )
 
     def counts_intervals(self) -> bool:
         """Whether the host counts each step, for a schedule with an interval that it makes."""
@@ -465,14 +471,14 @@ class Mirror:
         """Before a step with an interval: renew a table, raise where torch's schedule raises."""
         if not self.schedules.fused or self.schedules.governed or self.captured or self.hosted():
             return
-        if not self.blocks():
+        if not self.with_buffer():
             self.refresh()
         program = self.programs[0]
         grown = program.lanes.shape[2] != len(self.optimizer.param_groups)
         if grown or (program.ends is not None and self.since_upload >= program.ends):
             self.refresh()
-            with self.host_only():
-                self.schedules.rehearse()
+            with self.suspend_sync():
+                self.schedules.dry_run()
             self.upload()
 
     def steps_left(self) -> int | None:
@@ -503,62 +509,68 @@ class Mirror:
     def upload(self) -> None:
         """Send every value and schedule position to every device."""
         with self.lock:
-            self._upload(self.blocks())
+            self._upload(self.with_buffer())
 
-    def upload_into(self, plan: Plan) -> None:
-        """Give a plan its block, filled."""
-        if capturable(plan.device) or hasattr(plan.engine, "lean_schedule"):
+    def upload_into(self, device_state: DeviceState) -> None:
+        """Give a device state its buffer, filled."""
+        if capturable(device_state.device) or hasattr(device_state.engine, "cached_schedule"):
             self.schedules.own_programs(tabulate=False)
         self.refresh()
-        self._upload([*self.blocks(), plan])
+        self._upload([*self.with_buffer(), device_state])
 
-    def _upload(self, plans: Sequence[Plan]) -> None:
-        self.drop_lean()
-        self.lean.drop_schedule()
+    def _upload(self, device_states: Sequence[DeviceState]) -> None:
+        self.drop_cached()
+        self.cached.drop_schedule()
         self.since_upload = 0
         self.captures.take()
         self.rows_behind = self.exposed = False
         self.cadence.retract()
         self.copy.forget()
-        with self.host_only():
+        with self.suspend_sync():
             self.asked = self.schedules.asked
-        self.schedules.tables |= any(capturable(plan.device) for plan in plans)
-        if not plans and not self.schedules.fused:
+        self.schedules.tables |= any(
+            capturable(device_state.device) for device_state in device_states
+        )
+        if not device_states and not self.schedules.fused:
             return
         record = self.host_record()
         groups = record.shape[1]
-        with self.host_only():
+        with self.suspend_sync():
             programs, explicit = self.schedules.lower(groups, self.programs)
-        if self.captured and not all(plan.fits(groups, programs) for plan in plans):
+        if self.captured and not all(
+            device_state.fits(groups, programs) for device_state in device_states
+        ):
             raise RuntimeError(f"The schedule program changed its size, but {RELEASE}.")
-        places = self._history_places(plans, groups)
+        places = self._history_places(device_states, groups)
         self.programs, self.schedules.explicit = programs, explicit
         self._governs = bool(self.schedules.fused) and self.schedules.governed
-        for plan in plans:
-            if not plan.fits(groups, self.programs):
+        for device_state in device_states:
+            if not device_state.fits(groups, self.programs):
                 self.refresh_clock()
-                plan.build_block(len(self.schedules.columns), groups, self.programs)
+                device_state.build_buffer(len(self.schedules.columns), groups, self.programs)
             for row, place in zip(programs[0].histories, places):
-                here = place if plan is plans[0] else (0, 0)
+                here = place if device_state is device_states[0] else (0, 0)
                 programs[0].ops[row, layout.ADDRESS], programs[0].ops[row, layout.AUX_LENGTH] = here
-            plan.send_values(record, self.programs)
-        self.copy.take(record if plans else None, programs, self.optimizer.param_groups)
-        alone = len(plans) == 1 and plans[0].device.type == "cpu"
-        self._readable = plans[0].block if alone else None
-        calls = 0 if not plans or self.hosted() else len(self.schedules.fused)
+            device_state.send_values(record, self.programs)
+        self.copy.take(record if device_states else None, programs, self.optimizer.param_groups)
+        alone = len(device_states) == 1 and device_states[0].device.type == "cpu"
+        self._readable = device_states[0].buffer if alone else None
+        calls = 0 if not device_states or self.hosted() else len(self.schedules.fused)
         self.cadence.arrange(calls, programs[0].ends)
 
-    def _history_places(self, plans: Sequence[Plan], groups: int) -> list[tuple[int, int]]:
+    def _history_places(
+        self, device_states: Sequence[DeviceState], groups: int
+    ) -> list[tuple[int, int]]:
         """Where the HISTORY rows write, on the first device alone; may fail to allocate it."""
         histories = self.schedules.histories
-        if not plans or not histories:
+        if not device_states or not histories:
             return []
         self.refresh_clock()
-        return [place for history in histories for place in history.bind(plans[0], groups)]
+        return [place for history in histories for place in history.bind(device_states[0], groups)]
 
     def follow(self, scheduler: Any = None) -> None:
         """A scheduler has stepped on the host: send what it may have changed."""
-        if not self.blocks():
+        if not self.with_buffer():
             return
         rows = bool(self.programs and self.programs[0].columns)
         own = self.schedules.program_of(scheduler) is not None
@@ -567,7 +579,7 @@ class Mirror:
             return
         if own:  # no graph can come: the rows are sent when a launch needs them
             self.rows_behind = True
-            self.lean.drop_schedule()
+            self.cached.drop_schedule()
         if scheduler is None or not self._send_column(scheduler):
             self._send_record()
 
@@ -584,11 +596,11 @@ class Mirror:
             or not all(isinstance(value, float) for value in values)
         ):
             return False
-        if any(capturable(device) for device in self.plans):
+        if any(capturable(device) for device in self.device_states):
             return False
         self.copy.forget()
-        for plan in self.blocks():
-            plan.block.write_column(self.schedules.columns.index(name), values)  # type: ignore[union-attr]
+        for device_state in self.with_buffer():
+            device_state.buffer.write_column(self.schedules.columns.index(name), values)  # type: ignore[union-attr]
         return True
 
     def send_rows(self) -> None:
@@ -600,29 +612,29 @@ class Mirror:
         """Send every value, and no schedule's position."""
         record = self.host_record()
         self.copy.take_record(record)
-        for plan in self.blocks():
-            plan.send_record(record)
+        for device_state in self.with_buffer():
+            device_state.send_record(record)
 
     def write(self, group: int, values: Mapping[int, float]) -> None:
         """Send one group's values, by column."""
         self.copy.write(group, values)
-        for plan in self.blocks():
-            plan.write(group, values)
+        for device_state in self.with_buffer():
+            device_state.write(group, values)
 
     def host_record(self) -> Tensor:
         """The groups' values, float64 [columns, groups]."""
-        with self.host_only():
+        with self.suspend_sync():
             groups = self.optimizer.param_groups
             encoded = [self.encode(dict(dict.items(group))) for group in groups]
         return torch.tensor(list(zip(*encoded)), dtype=torch.float64, device="cpu")
 
     def reprogram(self) -> None:
         """A scheduler's attributes changed: send its row anew."""
-        if not self.hosting:
+        if not self.sync_suspended:
             self.upload()
 
-    def leave_plans(self) -> None:
-        """The plans go: what their launches have written is taken."""
+    def leave_device_states(self) -> None:
+        """The device states go: what their launches have written is taken."""
         self.refresh_clock()
         self._readable = None
         self.copy.forget()
@@ -633,17 +645,17 @@ class Mirror:
 
     # -- lr tensors -------------------------------------------------------------------------------
 
-    def rates(self) -> Rates:
+    def lr_tensors(self) -> LrTensors:
         """(group, lr) of the groups whose user keeps lr in a tensor."""
-        return rates_of(self.optimizer.param_groups)
+        return lr_tensors_of(self.optimizer.param_groups)
 
-    def read_rates(self) -> None:
+    def read_lr_tensors(self) -> None:
         """The user's lr tensors, into the record."""
-        read_rates(self.rates(), self.blocks())
+        read_lr_tensors(self.lr_tensors(), self.with_buffer())
 
-    def write_rates(self) -> None:
+    def write_lr_tensors(self) -> None:
         """What a schedule on the device made of them, into the user's tensors."""
-        write_rates(self.rates(), next(iter(self.blocks()), None))
+        write_lr_tensors(self.lr_tensors(), next(iter(self.with_buffer()), None))
 
     # -- captures --------------------------------------------------------------------------------
 
@@ -661,9 +673,9 @@ class Mirror:
         """Release by itself what graphs have captured of which none is left."""
         if not self.captured or capturing() or not self.captures.over():
             return
-        for plan in self.blocks():
-            if plan.device.type == "cuda":
-                torch.cuda.synchronize(plan.device)  # a graph that is gone may still run
+        for device_state in self.with_buffer():
+            if device_state.device.type == "cuda":
+                torch.cuda.synchronize(device_state.device)  # a graph that is gone may still run
         self.release()
 
     def release(self) -> None:
@@ -673,8 +685,8 @@ class Mirror:
         self.captured = False
         self.captures.forget()
         self.schedules.in_graphs.clear()
-        for plan in self.plans.values():
-            plan.captured_tables.clear()
+        for device_state in self.device_states.values():
+            device_state.captured_tables.clear()
         self.upload()  # the calls govern again
 
     def refuse_if_captured(self, what: str) -> None:

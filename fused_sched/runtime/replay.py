@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fused_sched.engines import native_engine
 from fused_sched.tables import layout
-from fused_sched.tables.block import Block, numbers_of
+from fused_sched.tables.device_buffer import DeviceBuffer, numbers_of
 from fused_sched.tables.program import Assembled
 
 _CPU = torch.device("cpu")
@@ -29,16 +29,16 @@ class Replay:
         columns, groups = record.shape
         rows = [program.ops.shape[0] for program in programs]
         aux = [program.aux.numel() for program in programs]
-        self.block = Block(_CPU, columns, groups, 0, rows, aux)
-        self.block.send_values(record, [(program.ops, program.lanes) for program in programs])
-        for mine, program in zip(self.block.programs, programs, strict=True):
+        self.buffer = DeviceBuffer(_CPU, columns, groups, 0, rows, aux)
+        self.buffer.send_values(record, [(program.ops, program.lanes) for program in programs])
+        for mine, program in zip(self.buffer.programs, programs, strict=True):
             mine.aux[: program.aux.numel()].copy_(program.aux)
             for row in program.histories:  # the launches have written theirs
                 mine.ops[row, layout.AUX_LENGTH] = 0
-        self._advances = [native_engine.advancer(self.block, p) for p in self.block.programs]
-        self._values = numbers_of(self.block.record)
-        self._overrun = self.block.clock[layout.OVERRUN]
-        self._lanes = numbers_of(self.block.programs[0].lanes)
+        self._advances = [native_engine.advancer(self.buffer, p) for p in self.buffer.programs]
+        self._values = numbers_of(self.buffer.record)
+        self._overrun = self.buffer.clock[layout.OVERRUN]
+        self._lanes = numbers_of(self.buffer.programs[0].lanes)
         self._groups = groups
         self._row_size, self._last = layout.LANE_WORDS * groups, layout.LAST * groups
 
@@ -52,11 +52,11 @@ class Replay:
 
     def write(self, group: int, column: int, value: float) -> None:
         """A value that the user has assigned."""
-        self.block.write(column, group, value)
+        self.buffer.write(column, group, value)
 
     def send_record(self, record: Tensor) -> None:
         """Every value, [columns, groups]."""
-        self.block.send_record(record)
+        self.buffer.send_record(record)
 
     def column(self, number: int) -> list[float]:
         """The values of a column, one for each group."""

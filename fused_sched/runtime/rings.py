@@ -11,7 +11,7 @@ from torch import Tensor
 from fused_sched.tables import layout
 from fused_sched.tables.program import Row
 
-from .plan import Plan
+from .device_state import DeviceState
 
 
 class Rings:
@@ -21,9 +21,11 @@ class Rings:
         self.capacity = capacity
         self.names = tuple(names)
         self.missed = 0
-        self._plan: weakref.ref[Plan] | None = None
+        self._device_state: weakref.ref[DeviceState] | None = None
         self._rings = torch.empty(0, device="cpu")  # [names, slots, groups]
-        self._from = 0  # clock of the plan at the first step that was not taken from the rings
+        self._from = (
+            0  # clock of the device state at the first step that was not taken from the rings
+        )
         self._taken: list[Tensor] = []  # [steps, names, groups]
         self._drained = 0  # number of the first step in _taken
 
@@ -32,21 +34,29 @@ class Rings:
         at = (columns.index(name) for name in self.names)
         return [Row(layout.HISTORY, words={layout.COLUMN: column}) for column in at]
 
-    def bind(self, plan: Plan, groups: int) -> list[tuple[int, int]]:
-        """(address, slots) of each row's ring, for the launches of a plan."""
-        if self._plan is None or self._plan() is not plan or self._rings.shape[-1] != groups:
+    def bind(self, device_state: DeviceState, groups: int) -> list[tuple[int, int]]:
+        """(address, slots) of each row's ring, for the launches of a device_state."""
+        if (
+            self._device_state is None
+            or self._device_state() is not device_state
+            or self._rings.shape[-1] != groups
+        ):
             # One slot more: the launch under way may be writing while another thread reads.
             shape = len(self.names), self.capacity + 1, groups
-            rings = torch.zeros(shape, dtype=torch.float64, device=plan.device)
+            rings = torch.zeros(shape, dtype=torch.float64, device=device_state.device)
             self.leave()
-            self._rings, self._plan, self._from = rings, weakref.ref(plan), plan.clock
+            self._rings, self._device_state, self._from = (
+                rings,
+                weakref.ref(device_state),
+                device_state.clock,
+            )
         return [(ring.data_ptr(), self.capacity + 1) for ring in self._rings]
 
     def overlook(self) -> None:
         """The last launch was a checkpoint's probe, which writes nothing."""
-        plan = None if self._plan is None else self._plan()
-        if plan is not None:
-            self._from = plan.clock
+        device_state = None if self._device_state is None else self._device_state()
+        if device_state is not None:
+            self._from = device_state.clock
 
     def note(self, record: Tensor, columns: Sequence[str]) -> None:
         """A step of the eager engine, by the host's values: float64 [columns, groups]."""
@@ -72,18 +82,18 @@ class Rings:
         return values
 
     def leave(self) -> None:
-        """Another plan writes from here on, or none."""
+        """Another device state writes from here on, or none."""
         self._take()
-        self._plan = None
+        self._device_state = None
 
     def _take(self) -> None:
-        """What the ring holds of the steps that the plan's clock has counted."""
-        plan = None if self._plan is None else self._plan()
-        if plan is None:
+        """What the ring holds of the steps that the device state's clock has counted."""
+        device_state = None if self._device_state is None else self._device_state()
+        if device_state is None:
             return
-        if plan.device.type == "cuda":  # launches may be on any stream
-            torch.cuda.synchronize(plan.device)
-        clock = plan.clock
+        if device_state.device.type == "cuda":  # launches may be on any stream
+            torch.cuda.synchronize(device_state.device)
+        clock = device_state.clock
         first = max(self._from, clock - self.capacity)
         self._skip(first - self._from)
         if clock > first:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from fused_sched.tables import layout
-from fused_sched.tables.block import Block
+from fused_sched.tables.device_buffer import DeviceBuffer
 from fused_sched.tables.program import Assembled, Entry, Row, Segments, Source, assemble
 
-from .lean import LEAN
+from .cached import CACHED
 from .rings import Rings
 
 NO_FORM = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -19,7 +19,7 @@ NO_FORM = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError
 
 
 @dataclass
-class Fused:
+class FusedSchedule:
     """A scheduler that advances in ``optimizer.step()``'s launch.
 
     Attributes:
@@ -70,7 +70,7 @@ class Schedules:
 
     def __init__(self, columns: Sequence[str]) -> None:
         self.columns = columns
-        self.fused: list[Fused] = []
+        self.fused: list[FusedSchedule] = []
         self.tables = False  # whether a graph may come, so that tabulated schedules need tables
         self.explicit: list[weakref.ref[Any]] = []  # those with a program of their own
         self.in_graphs: list[Any] = []  # those that captured graphs step
@@ -140,13 +140,13 @@ class Schedules:
         """Whether a schedule moves momentum, so that a momentum of 0 may not stay 0."""
         return any(_cycles(one) for one in self.roots())
 
-    def find(self, scheduler: Any) -> Fused | None:
+    def find(self, scheduler: Any) -> FusedSchedule | None:
         return next((f for f in self.fused if f.scheduler is scheduler), None)
 
-    def fuse(self, fused: Fused) -> None:
+    def fuse(self, fused: FusedSchedule) -> None:
         """Add a scheduler to the launch, or give the one there another cadence, in its place."""
         self.explicit = [ref for ref in self.explicit if ref() is not fused.scheduler]
-        self._drop_lean_calls()
+        self._drop_cached_calls()
         for number, other in enumerate(self.fused):
             if other.scheduler is fused.scheduler:
                 self.fused[number] = fused
@@ -164,14 +164,14 @@ class Schedules:
                 held.append(fused)
         self.fused = held
 
-    def _drop_lean_calls(self) -> None:
+    def _drop_cached_calls(self) -> None:
         """They know their scheduler by its number, which may change."""
         for fused in self.fused:
-            fused.scheduler.__dict__.pop(LEAN, None)
+            fused.scheduler.__dict__.pop(CACHED, None)
 
     def unfuse(self, scheduler: Any) -> bool:
         """Take a scheduler, or with None every one, out of the launch; whether any was in it."""
-        self._drop_lean_calls()
+        self._drop_cached_calls()
         before = len(self.fused)
         self.fused = [f for f in self.fused if scheduler not in (None, f.scheduler)]
         return len(self.fused) < before
@@ -254,7 +254,7 @@ class Schedules:
             scheduler._forget_tables()
 
     def program_of(self, scheduler: Any) -> int | None:
-        """The number of a scheduler's own program in the block."""
+        """The number of a scheduler's own program in the buffer."""
         for number, ref in enumerate(self.explicit, 1):
             if ref() is scheduler:
                 return number
@@ -271,30 +271,30 @@ class Schedules:
         timed = [f for f in self.fused if f.interval is not None and (moved or f.on_skip)]
         return any([fused.advance() for fused in timed])
 
-    def rehearse(self) -> None:
+    def dry_run(self) -> None:
         """Raise what torch raises at the next advance of an interval, changing nothing."""
         for fused in self.fused:
             if fused.interval is not None and fused.tick + 1 >= fused.interval:
-                fused.scheduler._rehearse()
+                fused.scheduler._dry_run()
 
-    def lift(self, host: Block, programs: Sequence[Assembled]) -> None:
-        """Take the schedulers' positions from a fetched block."""
+    def read_back(self, host: DeviceBuffer, programs: Sequence[Assembled]) -> None:
+        """Take the schedulers' positions from a fetched buffer."""
         for number, (program, assembled) in enumerate(zip(host.programs, programs, strict=True)):
             ops = program.ops.tolist()
             epochs = [words[layout.EPOCH] for words in ops]
             if number == 0 and not self.governed:
-                self._lift_ticks(ops, assembled)
+                self._read_back_ticks(ops, assembled)
             if epochs == assembled.epochs:
                 continue  # it has not moved, and the host may have since
             sources = [source for source in assembled.sources if source.scheduler() is not None]
             for source in sources:
-                self._lift_source(source, ops[source.row], program.lanes, assembled)
+                self._read_back_source(source, ops[source.row], program.lanes, assembled)
             assembled.epochs = epochs
             for scheduler in self.roots():
                 if any(_steps(scheduler, source.scheduler()) for source in sources):
-                    scheduler._lift_composite()
+                    scheduler._read_back_composite()
 
-    def _lift_source(
+    def _read_back_source(
         self, source: Source, words: Sequence[int], lanes: Any, assembled: Assembled
     ) -> None:
         scheduler = source.scheduler()
@@ -304,9 +304,9 @@ class Schedules:
         if source.ahead:
             scheduler._catch_up(words[layout.EPOCH] - assembled.epochs[source.row], values)
         else:
-            scheduler._lift(words[layout.EPOCH], words[layout.COUNT], values)
+            scheduler._read_back(words[layout.EPOCH], words[layout.COUNT], values)
 
-    def _lift_ticks(self, ops: Sequence[Sequence[int]], assembled: Assembled) -> None:
+    def _read_back_ticks(self, ops: Sequence[Sequence[int]], assembled: Assembled) -> None:
         for fused in self.fused:
             inside = {id(fused.scheduler), *(id(s) for s in fused.scheduler._children())}
             for source in assembled.sources:

@@ -15,10 +15,10 @@ from torch.optim.optimizer import _get_scalar_dtype
 
 from fused_sched.rules.rule import Rule
 from fused_sched.tables.local import SUPPORTED, fill, is_dense, local, new_state, real, same_layout
-from fused_sched.tables.params import Member, Unreadable
+from fused_sched.tables.params import ParamRow, Unreadable
 
 from .counts import Counts, Noted
-from .plan import Plan
+from .device_state import DeviceState
 
 Entry = dict[str, Any]
 
@@ -36,21 +36,21 @@ class StateKeeper:
         self._optimizer = weakref.ref(optimizer)
         self._rule: Rule = type(optimizer)._rule
         self.state: defaultdict[Tensor, Entry] = defaultdict(dict)
-        self.shown = False
+        self.state_exposed = False
         self.waiting: dict[Tensor, Entry] = {}
         self.counts = Counts()
         self._hidden: set[Tensor] = set()  # params whose momentum buffer is shown as None
 
     # -- in --------------------------------------------------------------------------------------
 
-    def member(
+    def row(
         self,
         param: Tensor,
         index: int,
         number: int,
         group: Mapping[str, Any],
         names: Sequence[str],
-    ) -> Member:
+    ) -> ParamRow:
         """A row of the param table, with state as torch's first step would create it.
 
         Raises:
@@ -75,7 +75,7 @@ class StateKeeper:
             self.counts.note(param, entry["step"])
         self._hidden.discard(param)
         slots = [tensors.get(name) for name in self._rule.states]
-        return Member(param, index, number, slots)
+        return ParamRow(param, index, number, slots)
 
     def _waiting_entry(self, param: Tensor) -> Entry:
         """What no step has reached yet, unless the param has got another dtype since."""
@@ -123,117 +123,119 @@ class StateKeeper:
 
     # -- out -------------------------------------------------------------------------------------
 
-    def reached(self, member: Member) -> bool:
-        """Whether a step has shown the member's state."""
-        return member.param not in self.waiting
+    def reached(self, row: ParamRow) -> bool:
+        """Whether a step has shown the row's state."""
+        return row.param not in self.waiting
 
-    def publish(self, plan: Plan, members: Iterable[Member]) -> None:
+    def publish(self, device_state: DeviceState, rows: Iterable[ParamRow]) -> None:
         """Show the state of params that a step has now reached."""
         if not self.waiting:
             return
-        plan.shown_clock = -1  # even where an overflow stopped the clock
-        for member in members:
-            entry = self.waiting.pop(member.param, None)
+        device_state.state_clock = -1  # even where an overflow stopped the clock
+        for row in rows:
+            entry = self.waiting.pop(row.param, None)
             if entry:
-                self.state[member.param] = entry
+                self.state[row.param] = entry
 
-    def write_steps(self, plans: Iterable[Plan]) -> None:
+    def write_steps(self, device_states: Iterable[DeviceState]) -> None:
         """Bring the step counts in ``state`` up to date, except where others wrote their own."""
-        for plan in plans:
-            plan.shown_clock = plan.clock
+        for device_state in device_states:
+            device_state.state_clock = device_state.clock
             if self._rule.counts_steps:
-                self._write_counts(plan, plan.table.members)
+                self._write_counts(device_state, device_state.table.rows)
             else:
-                self._write_buffers(plan)
+                self._write_buffers(device_state)
 
-    def write_held(self, plans: Iterable[Plan]) -> None:
+    def write_held(self, device_states: Iterable[DeviceState]) -> None:
         """Bring the step counts up to date that somebody holds without the state dict."""
         held = set(self.counts.held)
-        for plan in plans if held else ():
-            self._write_counts(plan, [m for m in plan.table.members if m.param in held])
+        for device_state in device_states if held else ():
+            self._write_counts(
+                device_state, [m for m in device_state.table.rows if m.param in held]
+            )
 
-    def _write_counts(self, plan: Plan, members: Iterable[Member]) -> None:
-        on_device: list[Member] = []
-        for member in members:
-            entry = self.state.get(member.param)
-            if not entry or self.told_step(member, False) is not None:
+    def _write_counts(self, device_state: DeviceState, rows: Iterable[ParamRow]) -> None:
+        on_device: list[ParamRow] = []
+        for row in rows:
+            entry = self.state.get(row.param)
+            if not entry or self.external_step(row, False) is not None:
                 continue
             if entry["step"].device.type == "cpu":
-                self.counts.fill(member.param, entry["step"], plan.step_of(member))
+                self.counts.fill(row.param, entry["step"], device_state.step_of(row))
             else:
-                on_device.append(member)
-        if on_device and plan.block is not None:
-            steps = (plan.block.clock[0] - plan.block.offsets).to(torch.float32)
-            targets = [self.state[member.param]["step"] for member in on_device]
-            torch._foreach_copy_(targets, [steps[member.index] for member in on_device])
-            for member, target in zip(on_device, targets, strict=True):
-                self.counts.note(member.param, target)
+                on_device.append(row)
+        if on_device and device_state.buffer is not None:
+            steps = (device_state.buffer.clock[0] - device_state.buffer.offsets).to(torch.float32)
+            targets = [self.state[row.param]["step"] for row in on_device]
+            torch._foreach_copy_(targets, [steps[row.index] for row in on_device])
+            for row, target in zip(on_device, targets, strict=True):
+                self.counts.note(row.param, target)
 
-    def _write_buffers(self, plan: Plan) -> None:
+    def _write_buffers(self, device_state: DeviceState) -> None:
         """Before its first step a momentum buffer is None, as stock torch's is."""
-        for member in plan.table.members:
-            entry = self.state.get(member.param)
-            if not entry or self.replaced(member):
+        for row in device_state.table.rows:
+            entry = self.state.get(row.param)
+            if not entry or self.replaced(row):
                 continue
-            hide = plan.step_of(member) == 0
-            (self._hidden.add if hide else self._hidden.discard)(member.param)
-            for name, state in self._slots(member):
+            hide = device_state.step_of(row) == 0
+            (self._hidden.add if hide else self._hidden.discard)(row.param)
+            for name, state in self._slots(row):
                 entry[name] = None if hide else state
 
-    def _slots(self, member: Member) -> Iterable[tuple[str, Tensor]]:
-        named = zip(self._rule.states, member.states, strict=False)
+    def _slots(self, row: ParamRow) -> Iterable[tuple[str, Tensor]]:
+        named = zip(self._rule.states, row.states, strict=False)
         return ((name, state) for name, state in named if state is not None)
 
     # -- changes by others -----------------------------------------------------------------------
 
-    def replaced(self, member: Member) -> bool:
+    def replaced(self, row: ParamRow) -> bool:
         """Whether the state dict holds other tensors than the table."""
-        param = member.param
+        param = row.param
         entry = self.state.get(param)
         if not entry:
-            return member.has_state and param not in self.waiting
+            return row.has_state and param not in self.waiting
         if param in self.waiting:
             return True
         hidden = param in self._hidden
         return any(
             entry.get(name) is not state and not (hidden and entry.get(name) is None)
-            for name, state in self._slots(member)
+            for name, state in self._slots(row)
         )
 
-    def told_step(self, member: Member, replaced: bool) -> int | None:
+    def external_step(self, row: ParamRow, replaced: bool) -> int | None:
         """The step count that others put into the state dict; None if nobody did."""
         if not self._rule.counts_steps:
-            return self.step_of(member.param) if replaced else None
-        entry = self.state.get(member.param)
+            return self.step_of(row.param) if replaced else None
+        entry = self.state.get(row.param)
         if not entry:
             return 0 if replaced else None
         step = entry.get("step", 0)
-        return int(step) if self.counts.written(member.param, step) else None
+        return int(step) if self.counts.written(row.param, step) else None
 
-    def same_dtypes(self, member: Member) -> bool:
+    def same_dtypes(self, row: ParamRow) -> bool:
         """Whether the state dict's tensors fit into the table's without being rounded."""
-        entry = self.state.get(member.param) or {}
+        entry = self.state.get(row.param) or {}
         return all(
             entry.get(name) is None
             or (entry[name].dtype == state.dtype and entry[name].layout == state.layout)
-            for name, state in self._slots(member)
+            for name, state in self._slots(row)
         )
 
-    def restore(self, member: Member, group: Mapping[str, Any], captured: bool) -> None:
+    def restore(self, row: ParamRow, group: Mapping[str, Any], captured: bool) -> None:
         """Bring the state dict's tensors into the table's, whose addresses a graph may know.
 
         Args:
             captured: replays reach the param without the host, so its state is shown at once.
         """
-        param = member.param
+        param = row.param
         entry = self.state.get(param)
-        for name, state in self._slots(member):
+        for name, state in self._slots(row):
             theirs = (entry or {}).get(name)
             if theirs is None:
                 fill(state, self._start(name, group))
             elif theirs is not state:
                 state.copy_(theirs)
-        tensors = dict(self._slots(member))
+        tensors = dict(self._slots(row))
         if self._rule.counts_steps and "step" not in (entry or {}):
             tensors = self._first_step(param, group) | tensors
             self.counts.note(param, tensors["step"])
@@ -248,18 +250,18 @@ class StateKeeper:
             self.waiting[param] = tensors
         self._hidden.discard(param)
 
-    def note_step(self, member: Member) -> None:
+    def note_step(self, row: ParamRow) -> None:
         """A step count of others has been taken over."""
-        entry = self.state.get(member.param)
+        entry = self.state.get(row.param)
         if entry and self._rule.counts_steps:
-            self.counts.note(member.param, entry.get("step", 0))
+            self.counts.note(row.param, entry.get("step", 0))
 
-    def look(self, member: Member) -> tuple[dict[str, Tensor], Noted | None]:
-        """What ``state`` shows of a member: its tensors by name, and its step count."""
-        if not self.state.get(member.param):
+    def look(self, row: ParamRow) -> tuple[dict[str, Tensor], Noted | None]:
+        """What ``state`` shows of a row: its tensors by name, and its step count."""
+        if not self.state.get(row.param):
             return {}, None
-        noted = self.counts.noted(member.param) if self._rule.counts_steps else None
-        return dict(self._slots(member)), noted
+        noted = self.counts.noted(row.param) if self._rule.counts_steps else None
+        return dict(self._slots(row)), noted
 
     # -- checkpoints -----------------------------------------------------------------------------
 

@@ -12,22 +12,22 @@ from torch import Tensor
 from fused_sched.engines import eager_engine, engine_for
 from fused_sched.tables import layout
 from fused_sched.tables.local import local
-from fused_sched.tables.params import Member, Unreadable
+from fused_sched.tables.params import ParamRow, Unreadable
 from fused_sched.tables.program import NO_TABLE
 
+from .cached_steps import keep_step
 from .changes import show_state, take_changes
+from .device_state import RELEASE, DeviceState, capturing, refuse_capture
 from .fallback import Fallback, is_odd
 from .first_step import make_first_step
 from .group import Group
 from .held import is_held
-from .lean_steps import keep_step
 from .mirror import Mirror
-from .plan import RELEASE, Plan, capturing, refuse_capture
 from .state import StateKeeper
 
 
 class Stepper:
-    """Keeps the plans of an optimizer in step with its params and groups."""
+    """Keeps the device states of an optimizer in step with its params and groups."""
 
     def __init__(self, mirror: Mirror, keeper: StateKeeper) -> None:
         self.mirror = mirror
@@ -56,13 +56,13 @@ class Stepper:
         sizes = [len(dict.__getitem__(group, "params")) for group in groups]
         if sizes != self._sizes or not all(map(is_, params, self.params)):
             self._restart(params, sizes)
-        elif plain and not mirror.hosting:
+        elif plain and not mirror.sync_suspended:
             mirror.upload()
 
     def _wrap(self, groups: list[Any], plain: Mapping[int, dict[str, Any]]) -> None:
         """Make Groups of plain dicts, whose values stand against those of the device."""
         mirror = self.mirror
-        if mirror.plans and capturing():
+        if mirror.device_states and capturing():
             raise RuntimeError(
                 "The param groups were replaced since the last step, which a capture cannot take "
                 "over; call optimizer.prepare() before the capture"
@@ -77,16 +77,16 @@ class Stepper:
         mirror = self.mirror
         if mirror.captured:
             raise RuntimeError(f"The params or param groups changed, but {RELEASE}.")
-        if mirror.plans:
+        if mirror.device_states:
             mirror.refresh()
             show_state(mirror, self.keeper)
-            mirror.leave_plans()
-        mirror.drop_lean_schedule()
-        mirror.plans.clear()
+            mirror.leave_device_states()
+        mirror.drop_cached_schedule()
+        mirror.device_states.clear()
         self.params, self._sizes = params, sizes
         self._group_of = [number for number, size in enumerate(sizes) for _ in range(size)]
 
-    # -- the plans -------------------------------------------------------------------------------
+    # -- the device states -----------------------------------------------------------------------
 
     def devices(self) -> list[torch.device]:
         """Where the params lie."""
@@ -95,7 +95,11 @@ class Stepper:
 
     def is_prepared(self) -> bool:
         """Whether every param that may get a gradient has its place in a table."""
-        inside = {m.index for plan in self.mirror.plans.values() for m in plan.table.members}
+        inside = {
+            m.index
+            for device_state in self.mirror.device_states.values()
+            for m in device_state.table.rows
+        }
         return all(i in inside for i, p in enumerate(self.params) if p.requires_grad)
 
     def fallbacks(self) -> dict[str, int]:
@@ -110,7 +114,7 @@ class Stepper:
         """(params for the eager engine, None for all; engines of the other devices).
 
         Args:
-            everywhere: look for what no kernel reads among the members of the tables, too.
+            everywhere: look for what no kernel reads among the rows of the tables, too.
         """
         engines = {device: engine_for(device, self.mirror.rule) for device in self._devices()}
         planned = {d: e for d, e in engines.items() if e is not eager_engine}
@@ -125,16 +129,20 @@ class Stepper:
             if i in odd or local(param).device not in planned
         ], planned
 
-    def _arranged(self) -> tuple[list[Tensor] | None, list[Plan], list[list[int]]]:
-        """(params for the eager engine, None for all; plans; their gradients' addresses)."""
+    def _arranged(self) -> tuple[list[Tensor] | None, list[DeviceState], list[list[int]]]:
+        """(params for the eager engine, None for all; device states; addresses of gradients)."""
         everywhere = False
         while True:
             eager, engines = self._by_engine(everywhere)
             self.fallback.refuse_capture()
             self._retire(engines)
             try:
-                plans = self._fitted(engines, everyone=False)
-                return eager, plans, [plan.table.grad_addresses() for plan in plans]
+                device_states = self._fitted(engines, everyone=False)
+                return (
+                    eager,
+                    device_states,
+                    [device_state.table.grad_addresses() for device_state in device_states],
+                )
             except Unreadable:
                 if everywhere:
                     raise
@@ -142,99 +150,111 @@ class Stepper:
 
     def _devices(self) -> list[torch.device]:
         """Where the params lie; those of the tables, while all are in them, lie where they did."""
-        plans = self.mirror.plans.values()
-        self._moved = {index for plan in plans for index in plan.table.moved()}
-        known = sum(len(plan.table.members) for plan in plans)
+        device_states = self.mirror.device_states.values()
+        self._moved = {
+            index for device_state in device_states for index in device_state.table.moved()
+        }
+        known = sum(len(device_state.table.rows) for device_state in device_states)
         if known == len(self.params) and not self._moved:
-            return [plan.device for plan in plans if plan.table.members]
+            return [
+                device_state.device for device_state in device_states if device_state.table.rows
+            ]
         return list(dict.fromkeys(local(param).device for param in self.params))
 
-    def _plan(self, device: torch.device, engine: Any) -> Plan:
+    def _device_state(self, device: torch.device, engine: Any) -> DeviceState:
         mirror = self.mirror
-        plan = mirror.plans.get(device)
-        if plan is None:
+        device_state = mirror.device_states.get(device)
+        if device_state is None:
             name = type(mirror.optimizer).__name__
             refuse_capture(device, name, "nothing is allocated yet")
-            plan = Plan(device, engine, mirror.rule, name, len(self.params))
-            mirror.plans[device] = plan
-        plan.engine = engine
-        return plan
+            device_state = DeviceState(device, engine, mirror.rule, name, len(self.params))
+            mirror.device_states[device] = device_state
+        device_state.engine = engine
+        return device_state
 
     def _retire(self, devices: Container[torch.device]) -> None:
-        """Let go of the plans of devices that no longer have params, or another engine."""
+        """Let go of the device states of devices that no longer have params, or another engine."""
         mirror = self.mirror
-        gone = [device for device in mirror.plans if device not in devices]
+        gone = [device for device in mirror.device_states if device not in devices]
         if gone:
             mirror.refuse_if_captured(f"Taking the params from {gone[0]} or its engine")
             mirror.refresh()
             show_state(mirror, self.keeper)
-            mirror.leave_plans()
+            mirror.leave_device_states()
             for device in gone:
-                del mirror.plans[device]
+                del mirror.device_states[device]
 
-    def _fit(self, plan: Plan, everyone: bool) -> None:
-        """Make the plan's table hold every param that has a gradient (or could have one)."""
-        members = plan.table.members
-        asked = self._states_asked() if members else []
-        gone = {m.index for m in members if any(m.states[s] is None for s in asked[m.group])}
+    def _fit(self, device_state: DeviceState, everyone: bool) -> None:
+        """Make the param table hold every param that has a gradient (or could have one)."""
+        rows = device_state.table.rows
+        asked = self._states_asked() if rows else []
+        gone = {m.index for m in rows if any(m.states[s] is None for s in asked[m.group])}
         gone |= self._moved
-        gone |= {m.index for m in members if m.index in self.fallback.why}
-        if self.keeper.shown and not capturing(plan.device):
-            gone |= take_changes(self.mirror, self.keeper, plan, in_place=self.mirror.captured)
-        complete = len(members) == len(self.params) and not gone
-        new = [] if complete else self._entering(plan, gone, everyone)
+        gone |= {m.index for m in rows if m.index in self.fallback.why}
+        if self.keeper.state_exposed and not capturing(device_state.device):
+            gone |= take_changes(
+                self.mirror, self.keeper, device_state, in_place=self.mirror.captured
+            )
+        complete = len(rows) == len(self.params) and not gone
+        new = [] if complete else self._entering(device_state, gone, everyone)
         if new or gone:
-            stay = {m.index: m for m in members if m.index not in gone}
-            self._rebuild(plan, stay, new, gone)
-        if plan.block is None:
-            plan.refuse_capture("nothing is allocated yet")
-            self.mirror.upload_into(plan)
+            stay = {m.index: m for m in rows if m.index not in gone}
+            self._rebuild(device_state, stay, new, gone)
+        if device_state.buffer is None:
+            device_state.refuse_capture("nothing is allocated yet")
+            self.mirror.upload_into(device_state)
 
-    def _entering(self, plan: Plan, gone: Container[int], everyone: bool) -> list[int]:
+    def _entering(
+        self, device_state: DeviceState, gone: Container[int], everyone: bool
+    ) -> list[int]:
         """Params with a gradient (or ``everyone`` that can have one) without place in the table."""
-        inside = {m.index for m in plan.table.members if m.index not in gone}
+        inside = {m.index for m in device_state.table.rows if m.index not in gone}
         return [
             i
             for i, param in enumerate(self.params)
             if i not in inside
             and i not in self.fallback.why
             and (param.grad is not None or (everyone and param.requires_grad))
-            and local(param).device == plan.device
+            and local(param).device == device_state.device
         ]
 
     def _states_asked(self) -> list[list[int]]:
         """Per group, the states that each of its params must have, by slot."""
         mirror = self.mirror
-        with mirror.host_only():
+        with mirror.suspend_sync():
             names = list(mirror.rule.states)
             groups = mirror.optimizer.param_groups
             return [[names.index(name) for name in mirror.state_names(g)] for g in groups]
 
     def _rebuild(
-        self, plan: Plan, members: dict[int, Member], new: Sequence[int], gone: Container[int]
+        self,
+        device_state: DeviceState,
+        rows: dict[int, ParamRow],
+        new: Sequence[int],
+        gone: Container[int],
     ) -> None:
-        """Another table: ``members`` stay, ``new`` params enter."""
+        """Another table: ``rows`` stay, ``new`` params enter."""
         mirror = self.mirror
-        mirror.drop_lean()
+        mirror.drop_cached()
         what = f"param {new[0]}" if new else "a param"
-        plan.refuse_capture(f"{what} {'moved' if gone else 'has no state yet'}")
+        device_state.refuse_capture(f"{what} {'moved' if gone else 'has no state yet'}")
         if mirror.captured:
             raise RuntimeError(f"{what.capitalize()} entered or moved, but {RELEASE}.")
         mirror.refresh_clock()
-        self.keeper.write_steps([plan])
+        self.keeper.write_steps([device_state])
         for i in self.fallback.why:
             self.keeper.leave(self.params[i])
         groups = mirror.optimizer.param_groups
         for i in new:
             param, number = self.params[i], self._group_of[i]
             self._check(param, i)
-            with mirror.host_only():
+            with mirror.suspend_sync():
                 names = mirror.state_names(groups[number])
-                members[i] = self.keeper.member(param, i, number, groups[number], names)
-            plan.offsets[i] = plan.clock - self.keeper.step_of(param)
-        plan.build_table([member for _, member in sorted(members.items())])
-        if plan.block is not None:
-            plan.send_clock()
+                rows[i] = self.keeper.row(param, i, number, groups[number], names)
+            device_state.offsets[i] = device_state.clock - self.keeper.step_of(param)
+        device_state.build_table([row for _, row in sorted(rows.items())])
+        if device_state.buffer is not None:
+            device_state.send_clock()
 
     def _check(self, param: Tensor, index: int) -> None:
         if param.grad is not None and local(param.grad).device != local(param).device:
@@ -249,17 +269,17 @@ class Stepper:
         """Every param's update, and the fused schedules' advance."""
         with self.mirror.lock:
             if self._stepped or not self._first_step():
-                self._step()
+                self._full_step()
 
     def _first_step(self) -> bool:
         """Where the optimizer is new and ordinary: its step, without tables; else False."""
-        if self.mirror.plans:
+        if self.mirror.device_states:
             return False
         self.adopt()
         self._stepped = make_first_step(self.mirror, self.keeper, self.params, self._group_of)
         return self._stepped
 
-    def _step(self) -> None:
+    def _full_step(self) -> None:
         mirror = self.mirror
         mirror.settle()
         mirror.end_captures()
@@ -268,36 +288,40 @@ class Stepper:
         mirror.take_back()
         mirror.check_capture()
         mirror.check_end()
-        eager, plans, grads = self._arranged()
+        eager, device_states, grads = self._arranged()
         scale = getattr(optimizer, "grad_scale", None)
         found_inf = getattr(optimizer, "found_inf", None)
-        for plan in plans:
-            plan.load([(scale is not None, found_inf is not None)])
-        scaled = found_inf is not None and bool(plans)
+        for device_state in device_states:
+            device_state.load([(scale is not None, found_inf is not None)])
+        scaled = found_inf is not None and bool(device_states)
         probe = self._is_probe()
         advance = None if probe else mirror.next_advance(scaled)
         moved = True
         if eager is None or eager:
             mirror.refresh()
-            with mirror.host_only():
-                histories = [] if plans else mirror.schedules.histories
+            with mirror.suspend_sync():
+                histories = [] if device_states else mirror.schedules.histories
                 used = mirror.host_record() if histories else NO_TABLE
-                shown = self.keeper.shown
+                shown = self.keeper.state_exposed
                 moved = eager_engine.update(optimizer, eager)
-                self.keeper.shown = shown  # torch's step holds nothing of the state
+                self.keeper.state_exposed = shown  # torch's step holds nothing of the state
                 for history in histories if moved else ():
                     history.note(used, mirror.schedules.columns)
-        mirror.read_rates()
-        for plan, addresses in zip(plans, grads, strict=True):
-            plan.launch(addresses, _at(scale, plan), _at(found_inf, plan), advance)
-            here = zip(plan.table.members, addresses, strict=True)
-            self.keeper.publish(plan, (member for member, address in here if address))
+        mirror.read_lr_tensors()
+        for device_state, addresses in zip(device_states, grads, strict=True):
+            device_state.launch(
+                addresses, _at(scale, device_state), _at(found_inf, device_state), advance
+            )
+            here = zip(device_state.table.rows, addresses, strict=True)
+            self.keeper.publish(device_state, (row for row, address in here if address))
         if advance == layout.COUNTED and mirror.schedules.fused:
-            mirror.write_rates()
+            mirror.write_lr_tensors()
         self._stepped = self._stepped or not probe
-        if mirror.count(plans, grads, moved, scaled, advance):
+        if mirror.count(device_states, grads, moved, scaled, advance):
             # Somebody holds the dict, or a count of it, and may read it.
-            (self.keeper.write_steps if self.keeper.shown else self.keeper.write_held)(plans)
+            (self.keeper.write_steps if self.keeper.state_exposed else self.keeper.write_held)(
+                device_states
+            )
         if advance == layout.STAY and not mirror.schedules.governed:
             mirror.step_intervals(moved if found_inf is None else not found_inf.item())
         if probe:
@@ -319,20 +343,20 @@ class Stepper:
             return False
         return not any(map(_pulls, self.params))
 
-    def _fitted(self, engines: Mapping[torch.device, Any], everyone: bool) -> list[Plan]:
-        """The plans of these devices, ready for a launch."""
-        plans = [self._plan(device, engine) for device, engine in engines.items()]
+    def _fitted(self, engines: Mapping[torch.device, Any], everyone: bool) -> list[DeviceState]:
+        """The device states of these devices, ready for a launch."""
+        device_states = [self._device_state(device, engine) for device, engine in engines.items()]
         counts = self.keeper.counts
         if counts.held:
-            self.keeper.shown = self.keeper.shown or counts.held_one_written()
+            self.keeper.state_exposed = self.keeper.state_exposed or counts.held_one_written()
             counts.look_who_holds(counts.held)
-        for plan in plans:
-            self._fit(plan, everyone)
-        if plans and self.keeper.shown and not capturing():
-            self.keeper.shown = is_held(self.keeper)
-            if not self.keeper.shown:
+        for device_state in device_states:
+            self._fit(device_state, everyone)
+        if device_states and self.keeper.state_exposed and not capturing():
+            self.keeper.state_exposed = is_held(self.keeper)
+            if not self.keeper.state_exposed:
                 counts.look_who_holds()
-        return plans
+        return device_states
 
     def prepare(self, tables: bool = True, scaled: bool = True) -> None:
         """Allocate state and tables, load kernels: all that a first captured step needs.
@@ -344,26 +368,26 @@ class Stepper:
         mirror = self.mirror
         if capturing():
             raise RuntimeError("prepare() allocates memory; call it before the capture")
-        mirror.drop_lean()
+        mirror.drop_cached()
         mirror.end_captures()
         self.adopt()
         mirror.refresh()
         _, engines = self._by_engine()
         self._retire(engines)
         mirror.schedules.own_programs(tabulate=tables)
-        plans = self._fitted(engines, everyone=True)
+        device_states = self._fitted(engines, everyone=True)
         mirror.upload()
         if tables and mirror.schedules.complete_tables():
             mirror.upload()
-        for plan in plans:
-            plan.load(layout.SCALINGS if scaled else [layout.NO_SCALER])
+        for device_state in device_states:
+            device_state.load(layout.SCALINGS if scaled else [layout.NO_SCALER])
 
     def load(self) -> None:
         """After ``load_state_dict``: the loaded values, into the addresses that there are."""
         mirror = self.mirror
-        for plan in mirror.plans.values():
-            plan.join_stream()
-            take_changes(mirror, self.keeper, plan, in_place=True)
+        for device_state in mirror.device_states.values():
+            device_state.join_stream()
+            take_changes(mirror, self.keeper, device_state, in_place=True)
         mirror.upload()
 
     def release(self) -> None:
@@ -373,11 +397,11 @@ class Stepper:
         self.mirror.release()
 
 
-def _at(scalar: Tensor | None, plan: Plan) -> Tensor | None:
-    """A scaler's tensor as the kernel reads it, on the plan's device."""
-    if scalar is None or (scalar.device == plan.device and scalar.dtype == torch.float32):
+def _at(scalar: Tensor | None, device_state: DeviceState) -> Tensor | None:
+    """A scaler's tensor as the kernel reads it, on the device state's device."""
+    if scalar is None or (scalar.device == device_state.device and scalar.dtype == torch.float32):
         return scalar
-    return scalar.to(plan.device, torch.float32, non_blocking=True)
+    return scalar.to(device_state.device, torch.float32, non_blocking=True)
 
 
 def _pulls(param: Tensor) -> bool:

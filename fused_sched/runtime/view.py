@@ -1,4 +1,4 @@
-"""What schedules have set, read from a block that lies on this CPU."""
+"""What schedules have set, read from a buffer that lies on this CPU."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from fused_sched.rules.numbers import keep_ints
 from fused_sched.tables import layout
-from fused_sched.tables.block import Block, numbers_of
+from fused_sched.tables.device_buffer import DeviceBuffer, numbers_of
 from fused_sched.tables.program import Assembled
 
 _Group = Callable[[], dict[str, Any] | None]
@@ -20,27 +20,27 @@ class View:
     Args:
         groups: references to the param groups, in their order.
         columns: (name, number) of those that schedules move.
-        programs: as the block has them.
+        programs: as the buffer has them.
         simple: ids of the schedulers that step by themselves and have no other inside.
     """
 
     def __init__(
         self,
-        block: Block,
+        buffer: DeviceBuffer,
         groups: Sequence[_Group],
         columns: Sequence[tuple[str, int]],
         programs: Sequence[Assembled],
         simple: Container[int],
     ) -> None:
-        count = block.record.shape[2]
-        self.block = block
+        count = buffer.record.shape[2]
+        self.buffer = buffer
         self._groups = groups
-        self._record = numbers_of(block.record)
-        self._half = block.record[0].numel()
+        self._record = numbers_of(buffer.record)
+        self._half = buffer.record[0].numel()
         self._columns = [(name, number * count) for name, number in columns]
-        self._clock = ctypes.c_int64.from_address(block.clock.data_ptr())
+        self._clock = ctypes.c_int64.from_address(buffer.clock.data_ptr())
         self._rows: dict[int, tuple[Any, str]] = {}  # by a scheduler's id: what it set last
-        for program, assembled in zip(block.programs, programs, strict=True):
+        for program, assembled in zip(buffer.programs, programs, strict=True):
             for source in assembled.sources:
                 scheduler = source.scheduler()
                 if scheduler is not None and id(scheduler) in simple and not source.ahead:

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from .device_state import RELEASE, capturing
 from .mirror import Mirror
-from .plan import RELEASE, capturing
 
 
 def before_write(mirror: Mirror, group: dict[str, Any], key: str, value: Any) -> None:
@@ -17,15 +17,15 @@ def before_write(mirror: Mirror, group: dict[str, Any], key: str, value: Any) ->
         RuntimeError: a stream captures, or a captured graph cannot follow the write.
         TypeError, ValueError: the value is not what the device's record holds.
     """
-    if mirror.hosting or mirror.reference() is None:
+    if mirror.sync_suspended or mirror.reference() is None:
         return
     mirror.end_captures()
     mirror.take_back()  # the next values are computed from this one
     if isinstance(value, Tensor):
         mirror.refresh()
-        mirror.drop_lean_schedule()
+        mirror.drop_cached_schedule()
     if key != "lr" or isinstance(value, Tensor) or _is_zero(value):
-        mirror.drop_lean()
+        mirror.drop_cached()
     columns = key in mirror.rule.keys
     if columns:
         _refuse_under_capture(key)
@@ -46,7 +46,7 @@ def _refuse_under_capture(key: str) -> None:
 
 
 def _refuse_unusable(mirror: Mirror, group: dict[str, Any], key: str, value: Any) -> None:
-    if not mirror.plans:
+    if not mirror.device_states:
         return
     before = dict(dict.items(group))
     after = before | {key: value}
@@ -65,9 +65,9 @@ def _refuse_unusable(mirror: Mirror, group: dict[str, Any], key: str, value: Any
 def after_write(mirror: Mirror, group: dict[str, Any], key: str) -> None:
     """Send one group's new value to the device."""
     optimizer = mirror.reference()
-    if mirror.hosting:
+    if mirror.sync_suspended:
         mirror.written.add(key)
-    if mirror.hosting or optimizer is None or not mirror.blocks():
+    if mirror.sync_suspended or optimizer is None or not mirror.with_buffer():
         return
     number = next((i for i, g in enumerate(optimizer.param_groups) if g is group), None)
     if number is None:

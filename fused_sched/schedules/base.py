@@ -16,11 +16,11 @@ import torch
 from torch._dynamo.decorators import skip
 
 from fused_sched import stock
+from fused_sched.runtime.cached import CACHED
+from fused_sched.runtime.cached_host import CachedHostStep
+from fused_sched.runtime.device_state import capturing
 from fused_sched.runtime.history import History
-from fused_sched.runtime.lean import LEAN
-from fused_sched.runtime.lean_host import LeanHost
-from fused_sched.runtime.plan import capturing
-from fused_sched.runtime.schedules import Fused
+from fused_sched.runtime.schedules import FusedSchedule
 from fused_sched.runtime.signatures import constructor
 from fused_sched.runtime.users_line import warned_there
 
@@ -30,7 +30,7 @@ from .lowering import CACHES, Lowering
 from .table import WRITTEN, hypers_of, inside
 from .values import LookAhead
 
-_PRIVATE = ("_horizon", "_hyper", "_table", "_ahead", "_contradiction", LEAN)
+_PRIVATE = ("_horizon", "_hyper", "_table", "_ahead", "_contradiction", CACHED)
 """What a scheduler keeps beside torch's attributes."""
 
 DEFAULT_HORIZON = 10_000
@@ -50,7 +50,7 @@ class DeviceScheduler(LookAhead, Lowering, stock.LRScheduler):
             that one, and the groups keep its start under ``initial_<hyper>``.
     """
 
-    _lean: Any = None
+    _cached: Any = None
     last_epoch = Live()
     _step_count = Live()
     _last_lr = Live()
@@ -115,12 +115,12 @@ class DeviceScheduler(LookAhead, Lowering, stock.LRScheduler):
         Raises:
             RuntimeError: under capture, if it has no device form yet.
         """
-        lean = self._lean
-        if lean is None or args or kwargs or not lean.step():
-            self._whole_step(*args, **kwargs)
+        cached = self._cached
+        if cached is None or args or kwargs or not cached.step():
+            self._full_step(*args, **kwargs)
 
     @torch.compiler.disable
-    def _whole_step(self, *args: Any, **kwargs: Any) -> None:
+    def _full_step(self, *args: Any, **kwargs: Any) -> None:
         ledger = ledger_of(self.__dict__.get("optimizer"))
         if ledger is not None:
             ledger.step_scheduler(self, *args, **kwargs)
@@ -172,14 +172,14 @@ class DeviceScheduler(LookAhead, Lowering, stock.LRScheduler):
         ledger = ledger_of(self.__dict__.get("optimizer"))
         # As one: a composite's children must neither read nor send between its parts.
         with self._all_or_nothing():
-            with nullcontext() if ledger is None else ledger.mirror.host_only():
+            with nullcontext() if ledger is None else ledger.mirror.suspend_sync():
                 super().load_state_dict(state_dict)
             self._reprogram()
 
     def get_last_lr(self) -> list[Any]:
         """As torch's."""
-        lean = self._lean
-        if type(lean) is LeanHost and lean.is_current():
+        cached = self._cached
+        if type(cached) is CachedHostStep and cached.is_current():
             return self.__dict__["_last_lr"]
         ledger = ledger_of(self.__dict__.get("optimizer"))
         last = None if ledger is None else ledger.mirror.last_values(self)
@@ -215,7 +215,7 @@ class DeviceScheduler(LookAhead, Lowering, stock.LRScheduler):
 
     def __setattr__(self, name: str, value: Any) -> None:
         ledger = ledger_of(self.__dict__.get("optimizer"))
-        if ledger is None or ledger.mirror.hosting:
+        if ledger is None or ledger.mirror.sync_suspended:
             super().__setattr__(name, value)
             return
         ledger.mirror.refresh()
@@ -233,13 +233,13 @@ class DeviceScheduler(LookAhead, Lowering, stock.LRScheduler):
             for one, attributes in before:
                 one.__dict__.clear()
                 one.__dict__.update(attributes)
-                one.__dict__.pop(LEAN, None)
+                one.__dict__.pop(CACHED, None)
             raise
 
     def __getstate__(self) -> dict[str, Any]:
         self._refresh()
         state = {key: value for key, value in self.__dict__.items()}
-        for key in (*CACHES, LEAN):
+        for key in (*CACHES, CACHED):
             state.pop(key, None)
         ledger = ledger_of(self.__dict__.get("optimizer"))
         fused = None if ledger is None else ledger.mirror.schedules.find(self)
@@ -253,7 +253,7 @@ class DeviceScheduler(LookAhead, Lowering, stock.LRScheduler):
         self._enroll()
         ledger = ledger_of(self.__dict__.get("optimizer"))
         if fused is not None and ledger is not None:
-            ledger.mirror.schedules.fuse(Fused(self, *fused))
+            ledger.mirror.schedules.fuse(FusedSchedule(self, *fused))
             ledger.mirror.upload()
 
     def _refresh(self) -> None:
@@ -272,7 +272,7 @@ class DeviceScheduler(LookAhead, Lowering, stock.LRScheduler):
         """Within, torch's code runs on the host's account, on the hyperparameter of this one."""
         ledger = ledger_of(optimizer)
         with (
-            nullcontext() if ledger is None else ledger.mirror.host_only(),
+            nullcontext() if ledger is None else ledger.mirror.suspend_sync(),
             in_place_of_lr(optimizer, self.hyper),
         ):
             yield
@@ -286,9 +286,9 @@ def _caught_up(state_dict: Any) -> Any:
         self._refresh()
         ledger = ledger_of(self.__dict__.get("optimizer"))
         if ledger is not None:
-            ledger.mirror.drop_lean_schedule()
+            ledger.mirror.drop_cached_schedule()
         for one in inside(self):
-            one.__dict__.pop(LEAN, None)
+            one.__dict__.pop(CACHED, None)
         return state_dict(self)
 
     return caught_up

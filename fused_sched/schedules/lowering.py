@@ -1,7 +1,7 @@
 """A scheduler's device form: the rows from which the device computes its values, and the way back.
 
 A class writes ``_row`` (and ``_momentum_row`` where it cycles a momentum); what it keeps beyond
-torch's ``last_epoch``, ``_step_count`` and ``_last_lr`` it takes back in ``_lift``.
+torch's ``last_epoch``, ``_step_count`` and ``_last_lr`` it takes back in ``_read_back``.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ class Lowering:
 
     # -- back to the host ------------------------------------------------------------------------
 
-    def _lift(self, epoch: int, count: int, lanes: list[list[float]]) -> None:
+    def _read_back(self, epoch: int, count: int, lanes: list[list[float]]) -> None:
         """Take this scheduler's position from its row; ``lanes`` is [LANE_WORDS][groups]."""
         attributes = self.__dict__
         attributes["last_epoch"] = epoch
@@ -167,14 +167,14 @@ class Lowering:
             self._note_contradiction(floats(now), used)
         self.__dict__["_last_lr"] = used
 
-    def _lift_composite(self) -> None:
+    def _read_back_composite(self) -> None:
         """After the children's positions were taken: a composite's own."""
 
     def _device_metric(self, *args: Any, **kwargs: Any) -> Tensor | None:
         """A metric that must not leave the device."""
         return None
 
-    def _rehearse(self) -> None:
+    def _dry_run(self) -> None:
         """Raise what torch would raise at the next step, changing nothing.
 
         Not where the step calls a user's function, which may count its calls.

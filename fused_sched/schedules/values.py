@@ -11,9 +11,9 @@ from torch import Tensor
 
 from fused_sched import stock
 from fused_sched.engines import engine_for, native_engine
-from fused_sched.runtime.plan import capturing
+from fused_sched.runtime.device_state import capturing
 from fused_sched.runtime.schedules import NO_FORM, is_tabulated
-from fused_sched.tables.block import Block
+from fused_sched.tables.device_buffer import DeviceBuffer
 from fused_sched.tables.program import Entry, Segments, assemble
 
 from .plot import plot
@@ -135,18 +135,18 @@ def _compiled() -> bool:
 
 
 def _traced(segments: Segments, groups: Sequence[dict[str, Any]], n: int) -> dict[str, Tensor]:
-    """A trace of ``n - 1`` advances, in a block of its own."""
+    """A trace of ``n - 1`` advances, in a buffer of its own."""
     program = assemble([Entry(segments)], list(segments), len(groups))
     size = program.aux.numel()
-    block = Block(_CPU, len(segments), len(groups), 0, [program.ops.shape[0]], [size])
+    buffer = DeviceBuffer(_CPU, len(segments), len(groups), 0, [program.ops.shape[0]], [size])
     start = torch.stack([values_now(groups, _KEYS.get(name, name)) for name in segments])
-    block.send_values(start, [(program.ops, program.lanes)])
-    block.programs[0].aux[:size].copy_(program.aux)
+    buffer.send_values(start, [(program.ops, program.lanes)])
+    buffer.programs[0].aux[:size].copy_(program.aux)
     shape = n, len(segments), len(groups)
     trace = torch.empty(shape, dtype=torch.float64, device="cpu")
     trace[0] = start
     if n > 1:
-        native_engine.advance(block, block.programs[0], n - 1, trace=trace[1:])
+        native_engine.advance(buffer, buffer.programs[0], n - 1, trace=trace[1:])
     return {name: trace[:, column].clone() for column, name in enumerate(segments)}
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import layout
-from .block import send
+from .device_buffer import send
 from .local import SUPPORTED, is_dense, local, real, same_layout
 from .uncaptured import uncaptured
 
@@ -28,7 +28,7 @@ Kind = tuple[torch.dtype, torch.dtype, torch.dtype]
 
 
 @dataclass
-class Member:
+class ParamRow:
     """One param of the launch.
 
     Attributes:
@@ -167,16 +167,16 @@ def _multiprocessors(device: torch.device) -> int:
 
 
 class ParamTable:
-    """Addresses [slots, T], facts [INFO, T] and chunks [2, N] of T members on one device."""
+    """Addresses [slots, T], facts [INFO, T] and chunks [2, N] of T rows on one device."""
 
-    def __init__(self, members: Sequence[Member], device: torch.device, name: str) -> None:
-        self.members = list(members)
+    def __init__(self, rows: Sequence[ParamRow], device: torch.device, name: str) -> None:
+        self.rows = list(rows)
         self.device = device
         self.name = name
-        total = sum(member.dense.numel() for member in self.members)
+        total = sum(row.dense.numel() for row in self.rows)
         self.chunk_size = layout.chunk_size(total, _multiprocessors(device))
         self.state_slots = max(
-            (i + 1 for m in self.members for i, s in enumerate(m.states) if s is not None),
+            (i + 1 for m in self.rows for i, s in enumerate(m.states) if s is not None),
             default=0,
         )
         self.elements = total
@@ -185,11 +185,11 @@ class ParamTable:
         self._borrowed = False  # the addresses are another table's
         self._kept: list[Any] = []  # odd tensors, which a graph reads at every replay
         self.addresses = torch.zeros(
-            1 + len(self._fixed), max(len(self.members), 1), dtype=torch.int64, device=device
+            1 + len(self._fixed), max(len(self.rows), 1), dtype=torch.int64, device=device
         )
-        self._lean_addresses: Tensor | None = None
+        self._cached_addresses: Tensor | None = None
         # Scratch of the native engine on a CPU.
-        self.ends = torch.zeros(max(len(self.members), 1), dtype=torch.int64, device="cpu")
+        self.ends = torch.zeros(max(len(self.rows), 1), dtype=torch.int64, device="cpu")
         if device.type != "cpu":
             _ = self.chunks  # a capture may allocate nothing
         self.kinds: tuple[Kind, ...] = ()
@@ -211,19 +211,19 @@ class ParamTable:
 
     def _chunk_table(self) -> Tensor:
         size = self.chunk_size
-        chunks_of = [max(-(-m.dense.numel() // size), 1) for m in self.members]
+        chunks_of = [max(-(-m.dense.numel() // size), 1) for m in self.rows]
         counts = torch.tensor(chunks_of, dtype=torch.int64, device="cpu")
-        numbers = torch.arange(len(self.members), device="cpu")
+        numbers = torch.arange(len(self.rows), device="cpu")
         tensors = torch.repeat_interleave(numbers, counts)
         starts = torch.cumsum(counts, 0) - counts
         chunks = torch.arange(tensors.numel(), device="cpu") - starts[tensors]
         return torch.stack((tensors, chunks)).to(torch.int32)
 
     def _fixed_addresses(self) -> list[list[int]]:
-        params = [member.dense.data_ptr() for member in self.members]
-        slots = len(self.members[0].states) if self.members else 0
+        params = [row.dense.data_ptr() for row in self.rows]
+        slots = len(self.rows[0].states) if self.rows else 0
         states = [
-            [0 if (s := m.states[i]) is None else real(local(s)).data_ptr() for m in self.members]
+            [0 if (s := m.states[i]) is None else real(local(s)).data_ptr() for m in self.rows]
             for i in range(slots)
         ]
         return [params, *states]
@@ -236,10 +236,10 @@ class ParamTable:
         Returns:
             False if they are new and ``allocate`` forbids to make them.
         """
-        dtypes = [member.grad_dtype for member in self.members]
+        dtypes = [row.grad_dtype for row in self.rows]
         if dtypes == self._grad_dtypes and self._facts:
             return True
-        kinds = tuple(member.kind for member in self.members)
+        kinds = tuple(row.kind for row in self.rows)
         if kinds not in self._facts:
             if not allocate:
                 return False
@@ -250,21 +250,21 @@ class ParamTable:
         return True
 
     def _fact_table(self, kinds: Sequence[Kind]) -> Tensor:
-        """int64 [INFO, T]; one column without members, so that there is an address."""
+        """int64 [INFO, T]; one column without rows, so that there is an address."""
         numbers = {kind: number for number, kind in enumerate(dict.fromkeys(kinds))}
         facts = [
-            [member.dense.numel() for member in self.members],
-            [member.group for member in self.members],
+            [row.dense.numel() for row in self.rows],
+            [row.group for row in self.rows],
             [numbers[kind] for kind in kinds],
-            [member.index for member in self.members],
+            [row.index for row in self.rows],
         ]
-        if not self.members:
+        if not self.rows:
             return torch.zeros(layout.INFO, 1, dtype=torch.int64, device="cpu")
         return torch.tensor(facts, dtype=torch.int64, device="cpu")
 
     def moved(self) -> set[int]:
         """Numbers of the params that lie elsewhere now."""
-        return {member.index for member in self.members if member.moved}
+        return {row.index for row in self.rows if row.moved}
 
     @property
     def programs(self) -> int:
@@ -272,51 +272,51 @@ class ParamTable:
         return self.chunks.shape[1] + 1
 
     @property
-    def staged(self) -> list[Member]:
+    def staged(self) -> list[ParamRow]:
         """Members with a copy around the launch."""
-        return [m for m in self.members if m.staged_param is not None or m.staged_grad is not None]
+        return [m for m in self.rows if m.staged_param is not None or m.staged_grad is not None]
 
     def tensors(self) -> Iterator[Tensor]:
         """Its allocations."""
         yield self.addresses
-        if self._lean_addresses is not None:
-            yield self._lean_addresses
+        if self._cached_addresses is not None:
+            yield self._cached_addresses
         yield self.chunks
         yield from self._facts.values()
-        for member in self.staged:
-            yield from (t for t in (member.staged_param, member.staged_grad) if t is not None)
+        for row in self.staged:
+            yield from (t for t in (row.staged_param, row.staged_grad) if t is not None)
 
     def grad_addresses(self) -> list[int]:
-        """Every member's gradient, 0 for those without."""
-        return [member.grad_address() for member in self.members]
+        """Every row's gradient, 0 for those without."""
+        return [row.grad_address() for row in self.rows]
 
     def params_with(self, grads: Sequence[int]) -> list[Tensor]:
         """The params that a launch with these gradients writes."""
-        return [m.param for m, address in zip(self.members, grads, strict=True) if address]
+        return [m.param for m, address in zip(self.rows, grads, strict=True) if address]
 
     def capture_copy(self) -> ParamTable:
-        """A table of this table's members whose addresses a captured graph may own."""
+        """A table of this table's rows whose addresses a captured graph may own."""
         copy = object.__new__(ParamTable)
         copy.__dict__.update(self.__dict__)
         copy._borrowed = True
         copy._kept = [(m.staged_param, m.staged_grad) for m in self.staged]
         return copy
 
-    def lean_addresses(self) -> Tensor:
-        """A copy of the addresses, into which lean steps put gradients without this table."""
-        self._lean_addresses = self.addresses.clone()
-        return self._lean_addresses
+    def cached_addresses(self) -> Tensor:
+        """A copy of the addresses, into which cached launches put gradients without this table."""
+        self._cached_addresses = self.addresses.clone()
+        return self._cached_addresses
 
     def send_fixed(self) -> None:
         """Put params and states into the table; the gradients travel with the launch."""
         if self._sent is None:
-            self.send_addresses([0] * len(self.members))
+            self.send_addresses([0] * len(self.rows))
 
     def send_addresses(self, grads: Sequence[int]) -> None:
         """Put this step's gradients into the table, if they moved; a captured copy gets its own."""
         params, *states = self._fixed
         flat = [*params, *grads]
-        if (flat == self._sent and not self._borrowed) or not self.members:
+        if (flat == self._sent and not self._borrowed) or not self.rows:
             return
         rows = [params, list(grads), *states]
         host = torch.tensor(rows, dtype=torch.int64, device="cpu")
@@ -330,8 +330,8 @@ class ParamTable:
     def bytes_per_step(self) -> int:
         """Bytes that a step moves: param and states read and written, grad read."""
         total = 0
-        for member in self.members:
-            param, grad, state = (dtype.itemsize for dtype in member.kind)
-            states = sum(s is not None for s in member.states)
-            total += member.dense.numel() * (2 * param + grad + 2 * state * states)
+        for row in self.rows:
+            param, grad, state = (dtype.itemsize for dtype in row.kind)
+            states = sum(s is not None for s in row.states)
+            total += row.dense.numel() * (2 * param + grad + 2 * state * states)
         return total

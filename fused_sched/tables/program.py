@@ -89,7 +89,7 @@ class Entry:
 
 @dataclass
 class Assembled:
-    """A program on the host, as ``Block.send_values`` takes it, and who stands in which row.
+    """A program on the host, as ``DeviceBuffer.send_values`` takes it, and who stands in which row.
 
     Attributes:
         tables: the parts of ``aux``, which is the same object as long as they are.

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from fused_sched.engines import native_build, native_cuda, native_engine, native_library
-from fused_sched.runtime.lean import Lean
-from fused_sched.runtime.plan import Plan
+from fused_sched.runtime.cached import CachedLaunches
+from fused_sched.runtime.device_state import DeviceState
 
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parents[1] / "csrc"
@@ -59,10 +59,10 @@ def serve(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(native_cuda, "_module", lambda device: module())
     patch.setattr(native_cuda, "_number", lambda device: 0)
     patch.setattr(native_cuda, "_where", lambda device: {"device": 0, "stream": 0})
-    for name in ("update", "load", "advance", "can_lean", "lean_step"):
+    for name in ("update", "load", "advance", "can_cache", "cached_launch"):
         patch.setattr(native_engine, name, getattr(native_cuda, name))
     patch.delattr(native_engine, "first_step")  # the CPU's
-    patch.setattr(Lean, "keep_schedule", lambda *_: None)  # its advance is the CPU's
+    patch.setattr(CachedLaunches, "keep_schedule", lambda *_: None)  # its advance is the CPU's
 
 
 # -- torch's exchange table ----------------------------------------------------------------------
@@ -105,7 +105,7 @@ class Stream:
 
 
 class Streams:
-    """torch's account of streams, as a test wants it to be; plans keep theirs by it.
+    """torch's account of streams, as a test wants it to be; device_states keep theirs by it.
 
     Attributes:
         current: device -> handle of its current stream; absent, torch fails to say.
@@ -116,7 +116,7 @@ class Streams:
         self.current = {0: 0, 1: 0}
         self.waits: list[tuple[int, int]] = []
         self._elsewhere: dict[int, int] = {}
-        needs = native_library._lean_needs()
+        needs = native_library._cached_needs()
         self._table = ExchangeApi.from_buffer_copy(
             ExchangeApi.from_address(_pointer(needs[0], _CAPSULE))
         )
@@ -124,8 +124,8 @@ class Streams:
         self._read = Read(ctypes.cast(self._table.tensor_from_object, c_void_p).value)
         self._table.current_stream = CurrentStream(self._tell)
         capsule = _new_capsule(ctypes.addressof(self._table), _CAPSULE, None)
-        module().set_up_lean(capsule, *needs[1:])
-        patch.setattr(Plan, "join_stream", self._join)
+        module().set_up_cached(capsule, *needs[1:])
+        patch.setattr(DeviceState, "join_stream", self._join)
 
     def claim(self, tensor: torch.Tensor, device: int) -> None:
         """Let a tensor lie on a GPU of another number."""
@@ -145,13 +145,13 @@ class Streams:
         return 0
 
     @property
-    def _join(self) -> Callable[[Plan], None]:
-        def join(plan: Plan) -> None:
-            """Plan.join_stream, which orders nothing on a CPU."""
-            now, last = self.current.get(0, 0), plan._last_stream
+    def _join(self) -> Callable[[DeviceState], None]:
+        def join(device_state: DeviceState) -> None:
+            """DeviceState.join_stream, which orders nothing on a CPU."""
+            now, last = self.current.get(0, 0), device_state._last_stream
             if last is not None and last.cuda_stream != now:
                 self.waits.append((now, last.cuda_stream))
-            plan._last_stream = Stream(now)
+            device_state._last_stream = Stream(now)
 
         return join
 
@@ -163,7 +163,7 @@ def launched(call: Callable[[], object]) -> int:
     return device().cuda_on_host_launches() - before
 
 
-def plan_of(opt: Any) -> Plan:
-    """The one plan of an optimizer."""
-    (plan,) = opt._ledger.mirror.plans.values()
-    return plan
+def device_state_of(opt: Any) -> DeviceState:
+    """The one device_state of an optimizer."""
+    (device_state,) = opt._ledger.mirror.device_states.values()
+    return device_state

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import triton.language as tl
 
-from fused_sched.engines import native_library, native_rules, triton_engine, triton_lean
+from fused_sched.engines import native_library, native_rules, triton_cached, triton_engine
 from fused_sched.engines.native_structs import ADVANCE, UPDATE
 from fused_sched.kernels.rules import bind
-from fused_sched.runtime.lean import Lean
+from fused_sched.runtime.cached import CachedLaunches
 from fused_sched.swap import OPTIMIZERS
 from fused_sched.tables import layout
 from tests.cuda_on_host import stand_in
@@ -59,7 +59,7 @@ class Handle:
         """Triton's own way to launch it."""
 
         def launch(*args: Any) -> None:
-            words = [value for _, value in triton_lean._parameters(self, args)]
+            words = [value for _, value in triton_cached._parameters(self, args)]
             slots = (ctypes.c_int64 * len(words))(*words)
             start = ctypes.addressof(slots)
             places = (ctypes.c_void_p * len(words))(*(start + 8 * i for i in range(len(words))))
@@ -101,7 +101,7 @@ def _kernel(function: int, parameters: Any) -> None:
 
 
 def serve(patch: pytest.MonkeyPatch) -> None:
-    """The Triton engine launches kernels on CPU tensors, and its lean steps do."""
+    """The Triton engine launches kernels on CPU tensors, and its cached launches do."""
     module, device = stand_in.module(), stand_in.device()
     assert module.find_driver(str(stand_in.library())) is None
     device.cuda_on_host_kernel(_kernel)
@@ -120,12 +120,12 @@ def serve(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(triton_engine, "_interpreting", lambda: False)
     patch.setattr(triton_engine, "unavailable", lambda device: None)
     patch.setattr(triton_engine, "advance", advance)
-    patch.setattr(triton_lean, "_serves", lambda device: True)
-    patch.setattr(triton_lean, "_library", lambda: module)
-    patch.setattr(Lean, "keep_schedule", lambda *_: None)  # its advance is the CPU's
+    patch.setattr(triton_cached, "_serves", lambda device: True)
+    patch.setattr(triton_cached, "_library", lambda: module)
+    patch.setattr(CachedLaunches, "keep_schedule", lambda *_: None)  # its advance is the CPU's
 
 
 def _filled(
-    block: Any, program: Any, steps: int = 1, metric: Any = None, trace: Any = None
+    buffer: Any, program: Any, steps: int = 1, metric: Any = None, trace: Any = None
 ) -> tuple[Any, ...]:
-    return block, program, steps, metric, trace
+    return buffer, program, steps, metric, trace

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 
 from fused_sched.engines import triton_engine
-from fused_sched.runtime.plan import capturing
+from fused_sched.runtime.device_state import capturing
 from fused_sched.tables import params
 
 

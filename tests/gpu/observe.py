@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from fused_sched.engines import triton_engine
-from fused_sched.runtime import plan
-from fused_sched.tables import block, params
-from fused_sched.tables.block import Block
+from fused_sched.runtime import device_state
+from fused_sched.tables import device_buffer, params
+from fused_sched.tables.device_buffer import DeviceBuffer
 
 from .capture import RecordedGraph
 
@@ -49,10 +49,10 @@ def _asked_for(call: Callable[[], object]) -> Counter[str]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(triton_engine, "_launch", counted("kernel", triton_engine._launch))
-        patch.setattr(Block, "write", counted("kernel", Block.write))
-        patch.setattr(Block, "send_values", counted("memcpy", Block.send_values))
-        send = counted("memcpy", block.send)
-        for module in (block, params, plan):
+        patch.setattr(DeviceBuffer, "write", counted("kernel", DeviceBuffer.write))
+        patch.setattr(DeviceBuffer, "send_values", counted("memcpy", DeviceBuffer.send_values))
+        send = counted("memcpy", device_buffer.send)
+        for module in (device_buffer, params, device_state):
             patch.setattr(module, "send", send)
         call()
     return seen
@@ -91,10 +91,10 @@ def nodes(graph: Any) -> Counter[str]:
 
 @contextmanager
 def no_sync(device: torch.device) -> Iterator[None]:
-    """Within, a wait for the device raises; on the CPU only a fetch of the block does."""
+    """Within, a wait for the device raises; on the CPU only a fetch of the buffer does."""
     if device.type != "cuda":
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Block, "fetch", _refuse)
+            patch.setattr(DeviceBuffer, "fetch", _refuse)
             yield
         return
     torch.cuda.synchronize()
@@ -105,8 +105,8 @@ def no_sync(device: torch.device) -> Iterator[None]:
         _sync_debug_mode("default")
 
 
-def _refuse(block: Block) -> Block:
-    raise RuntimeError("called a synchronizing operation: the block was fetched")
+def _refuse(buffer: DeviceBuffer) -> DeviceBuffer:
+    raise RuntimeError("called a synchronizing operation: the buffer was fetched")
 
 
 def _sync_debug_mode(mode: str) -> None:

@@ -74,10 +74,12 @@ def schedules(device: torch.device) -> None:
     plateau = parts.ReduceLROnPlateau(opt, patience=1)
     opt.prepare()
     ledger = opt._ledger
-    (plan,) = ledger.mirror.plans.values()
-    program = plan.block.programs[ledger.mirror.schedules.program_of(sequential)]
-    trace = torch.empty(12, *plan.block.record.shape[1:], dtype=torch.float64, device=device)
-    plan.engine.advance(plan.block, program, 12, trace=trace)
+    (device_state,) = ledger.mirror.device_states.values()
+    program = device_state.buffer.programs[ledger.mirror.schedules.program_of(sequential)]
+    trace = torch.empty(
+        12, *device_state.buffer.record.shape[1:], dtype=torch.float64, device=device
+    )
+    device_state.engine.advance(device_state.buffer, program, 12, trace=trace)
     assert bool(trace.isfinite().all())
     metric: Tensor = torch.ones((), device=device)
     for _ in range(4):

@@ -25,7 +25,7 @@ def fused(request, device):
     ours = Training(request.param, fused_sched, device, torch.float32)
     fused_sched.fuse(ours.opt, ours.sched)
     ours.warm_up()
-    ours.opt._ledger.stepper.step()  # a whole one leaves the addresses in the table
+    ours.opt._ledger.stepper.step()  # a full one leaves the addresses in the table
     ours.sched.step()
     return ours
 

@@ -28,21 +28,23 @@ class OnDevice:
         self.scheduler = case.build(fused_sched.lr_scheduler, self.opt)
         self.opt.prepare()
         ledger = self.opt._ledger
-        (plan,) = ledger.mirror.plans.values()
-        self.block = plan.block
-        self.program = plan.block.programs[ledger.mirror.schedules.program_of(self.scheduler)]
+        (device_state,) = ledger.mirror.device_states.values()
+        self.buffer = device_state.buffer
+        self.program = device_state.buffer.programs[
+            ledger.mirror.schedules.program_of(self.scheduler)
+        ]
 
     def advance(self, steps: int = 1, metric: float | None = None) -> Tensor:
         """The hyper record after each step: [steps, columns, groups]."""
-        where = {"dtype": torch.float64, "device": self.block.device}
-        trace = torch.full((steps, *self.block.record.shape[1:]), math.nan, **where)
+        where = {"dtype": torch.float64, "device": self.buffer.device}
+        trace = torch.full((steps, *self.buffer.record.shape[1:]), math.nan, **where)
         given = None if metric is None else torch.tensor([metric], **where)
-        engine = engine_for(self.block.device)
-        engine.advance(self.block, self.program, steps, metric=given, trace=trace)
+        engine = engine_for(self.buffer.device)
+        engine.advance(self.buffer, self.program, steps, metric=given, trace=trace)
         return trace.cpu()
 
     def start(self) -> Tensor:
-        return self.block.record[:1].to("cpu", copy=True)
+        return self.buffer.record[:1].to("cpu", copy=True)
 
 
 @pytest.mark.parametrize("name", ["SGD", "AdamW"])

@@ -41,7 +41,7 @@ QUICK = (
     "tests/test_schedules.py",
     "tests/test_protocol.py",
     "tests/test_state.py",
-    "tests/test_lean.py",
+    "tests/test_cached.py",
     "tests/test_calls_edges.py",
     "tests/test_kernels.py",
     "tests/test_compile.py",

@@ -1,4 +1,4 @@
-"""The device block: clock, hyper record and schedule programs in one allocation.
+"""The device buffer: clock, hyper record and schedule programs in one allocation.
 
 One address for life: whatever a captured graph reads here survives loads, edits and new values.
 The second part (record and programs) travels in one copy; the first (clock, offsets) belongs to
@@ -43,15 +43,15 @@ class Program:
     """The device form of one or more schedulers: ops, lanes and aux of one launch."""
 
     def __init__(self, ops: Tensor, lanes: Tensor, aux: Tensor) -> None:
-        self.ops = ops  # int64 [rows, OP_WORDS], a view of the block
-        self.lanes = lanes  # float64 [rows, LANE_WORDS, groups], a view of the block
+        self.ops = ops  # int64 [rows, OP_WORDS], a view of the buffer
+        self.lanes = lanes  # float64 [rows, LANE_WORDS, groups], a view of the buffer
         self.aux = aux  # float64, an allocation of its own
         self.rows = ops.shape[0]
 
 
 @functools.cache
 def _no_program(device: torch.device, groups: int) -> Program:
-    """The program of no schedule, which no launch reads: the same object in every block."""
+    """The program of no schedule, which no launch reads: the same object in every buffer."""
     return Program(
         torch.empty(0, layout.OP_WORDS, dtype=torch.int64, device=device),
         torch.empty(0, layout.LANE_WORDS, groups, dtype=torch.float64, device=device),
@@ -59,7 +59,7 @@ def _no_program(device: torch.device, groups: int) -> Program:
     )
 
 
-class Block:
+class DeviceBuffer:
     """The device's copy of everything that changes while it trains.
 
     Args:
@@ -120,7 +120,7 @@ class Block:
 
         Args:
             record: float64 ``[columns, groups]``.
-            programs: (ops, lanes) of each program, in the block's order.
+            programs: (ops, lanes) of each program, in the buffer's order.
         """
         if self.device.type == "cpu":
             self.record.copy_(record)
@@ -147,22 +147,22 @@ class Block:
         self.record[:, column, group].fill_(value)
 
     def write_column(self, column: int, values: Sequence[float]) -> None:
-        """A column of a CPU's block, one value for each group, into both halves."""
+        """A column of a CPU's buffer, one value for each group, into both halves."""
         columns, groups = self.record.shape[1:]
         numbers = numbers_of(self.record)
         for start in (column * groups, (columns + column) * groups):
             numbers[start : start + groups] = values
 
-    def fetch(self) -> Block:
-        """A copy of the block on the host: waits for the device."""
+    def fetch(self) -> DeviceBuffer:
+        """A copy of the buffer on the host: waits for the device."""
         if self.device.type == "cuda":
             # Graphs are replayed on streams that the host never sees.
             torch.cuda.synchronize(self.device)
         return self.on_host(self.memory.cpu())
 
-    def on_host(self, memory: Tensor) -> Block:
-        """This block's fields over a CPU copy of its memory."""
-        host = object.__new__(Block)
+    def on_host(self, memory: Tensor) -> DeviceBuffer:
+        """This buffer's fields over a CPU copy of its memory."""
+        host = object.__new__(DeviceBuffer)
         shift = memory.as_strided
 
         def over(view: Tensor) -> Tensor:

@@ -1,14 +1,15 @@
-// What LeanStep and LeanSchedule share: references, names, the way to torch, a Python type's ends.
+// What CachedLaunch and CachedSchedule share: references, names, the way to torch, a Python type's
+// ends.
 #pragma once
 
-#include "lean.h"
+#include "cached.h"
 
 #include <cstdint>
 #include <utility>
 
 #include "dlpack.h"
 
-namespace lean {
+namespace cached {
 
 // A strong reference.
 class Ref {
@@ -29,7 +30,7 @@ class Ref {
   PyObject* object_ = nullptr;
 };
 
-// What all LeanSteps need of torch, given once.
+// What every CachedLaunch needs of torch, given once.
 struct Torch {
   dlpack::ExchangeApi* exchange;
   PyObject* tensor_type;
@@ -62,4 +63,4 @@ void deallocate(PyObject* self) {
 
 extern PyType_Spec step_spec, triton_spec, schedule_spec, call_spec;
 
-}  // namespace lean
+}  // namespace cached

@@ -1,4 +1,4 @@
-"""Lean steps that start a kernel of Triton's: what they hand to CUDA's driver, and its table."""
+"""Cached launches of a Triton kernel: what they hand to CUDA's driver, and its table."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from torch.nn import Parameter
 from triton import knobs
 
 import fused_sched
-from fused_sched.engines import triton_lean
+from fused_sched.engines import triton_cached
 from tests.cuda_on_host import stand_in
 from tests.cuda_on_host.stand_in import launched
-from tests.test_lean import Both, Run
+from tests.test_cached import Both, Run
 
 pytestmark = pytest.mark.parametrize("streams", ["triton"], indirect=True)
 
@@ -31,18 +31,18 @@ def copies() -> int:
 
 def test_addresses_are_copied_where_gradients_moved_and_only_there():
     both = Both()
-    assert both.lean.step(both.ours.opt)  # the first one fills its table
+    assert both.cached.step(both.ours.opt)  # the first one fills its table
     before = copies()
     for moved in (0, 0, 1, 0, 1):
         if moved:
             both.ours.params[1].grad = both.ours.params[1].grad.clone()
-        assert both.lean.step(both.ours.opt)
+        assert both.cached.step(both.ours.opt)
         before += moved
         assert copies() == before
 
 
-def test_lean_and_whole_steps_know_their_own_tables():
-    """A whole step after a lean one with other gradients, which then lie where they lay before."""
+def test_cached_and_full_steps_know_their_own_tables():
+    """A full step after a cached one with other gradients, which then lie where they lay before."""
     both = Both()
     here = [[torch.randn_like(p) for p in run.params] for run in (both.ours, both.stock)]
     for theirs, ours in zip(here[1], here[0], strict=True):
@@ -55,7 +55,7 @@ def test_lean_and_whole_steps_know_their_own_tables():
                 for param, grad in zip(run.params, grads, strict=True):
                     param.grad = grad
         if step % 3 == 2:
-            both.ours.opt._ledger.mirror.drop_lean()
+            both.ours.opt._ledger.mirror.drop_cached()
         both.ours.opt.step()
         both.stock.opt.step()
         both.stock.scheduler.step()
@@ -66,28 +66,28 @@ def test_lean_and_whole_steps_know_their_own_tables():
 def test_it_declines_while_somebody_listens_to_launches(hook, monkeypatch):
     both = Both()
     both.do(Run.backward)
-    opt, lean, chain = both.ours.opt, both.lean, getattr(knobs.runtime, hook)
+    opt, cached, chain = both.ours.opt, both.cached, getattr(knobs.runtime, hook)
     heard = print
     chain.add(heard)
     try:
-        assert launched(lambda: lean.step(opt)) == 0
+        assert launched(lambda: cached.step(opt)) == 0
     finally:
         chain.remove(heard)
-    assert lean.step(opt)
+    assert cached.step(opt)
     with monkeypatch.context() as patch:
         patch.setattr(knobs.runtime, hook, heard)
-        assert not lean.step(opt)
-        assert triton_lean._hooks() is None
-    assert lean.step(opt)
+        assert not cached.step(opt)
+        assert triton_cached._hooks() is None
+    assert cached.step(opt)
 
 
 def test_it_declines_on_another_device_than_the_threads(streams):
     both = Both()
     both.do(Run.backward)
     stand_in.device().cuda_on_host_device(1)
-    assert not both.lean.step(both.ours.opt)
+    assert not both.cached.step(both.ours.opt)
     stand_in.device().cuda_on_host_device(0)
-    assert both.lean.step(both.ours.opt)
+    assert both.cached.step(both.ours.opt)
 
 
 def test_launch_that_failed_is_the_whole_steps():
@@ -95,9 +95,9 @@ def test_launch_that_failed_is_the_whole_steps():
     both.do(Run.backward)
     both.ours.opt._ledger.mirror.settle()
     stand_in.device().cuda_on_host_fail(700)
-    assert not both.lean.step(both.ours.opt)
+    assert not both.cached.step(both.ours.opt)
     stand_in.device().cuda_on_host_fail(0)
-    assert both.lean.take() == (0, {})
+    assert both.cached.take() == (0, {})
     both.ours.opt.step()
     both.stock.opt.step()
     both.stock.scheduler.step()
@@ -105,14 +105,14 @@ def test_launch_that_failed_is_the_whole_steps():
 
 
 def test_more_gradients_than_a_copy_takes_along_take_whole_steps(monkeypatch):
-    monkeypatch.setattr(triton_lean, "_MOST_GRADIENTS", 2)
+    monkeypatch.setattr(triton_cached, "_MOST_GRADIENTS", 2)
     params = [Parameter(torch.ones(1)) for _ in range(3)]
     opt = fused_sched.optim.SGD(params, lr=0.5)
     for param in params:
         param.grad = torch.ones(1)
     for _ in range(3):
         opt.step()
-    assert opt._lean is None
+    assert opt._cached is None
     assert set(torch.cat(params).tolist()) == {-0.5}
 
 
@@ -121,8 +121,8 @@ def test_more_gradients_than_a_copy_takes_along_take_whole_steps(monkeypatch):
 )
 def test_kernel_with_more_than_blocks_is_for_tritons_launcher(odd):
     plain = {"num_ctas": 1, "launch_pdl": False, "global_scratch_size": 0}
-    assert triton_lean._is_plain(SimpleNamespace(**plain))
-    assert not triton_lean._is_plain(SimpleNamespace(**{**plain, **odd}))
+    assert triton_cached._is_plain(SimpleNamespace(**plain))
+    assert not triton_cached._is_plain(SimpleNamespace(**{**plain, **odd}))
 
 
 def test_fields_of_another_size_are_refused():
@@ -144,7 +144,7 @@ def test_library_without_a_driver_is_told_what_is_missing():
 COMPILED = """
 import re, torch
 import fused_sched
-from fused_sched.engines import triton_engine, triton_lean
+from fused_sched.engines import triton_engine, triton_cached
 from tests import triton_on_host
 
 launched = []
@@ -154,17 +154,18 @@ weight.grad = torch.ones(5)
 with fused_sched.use_engine("triton"):
     opt = fused_sched.optim.AdamW([weight], lr=0.1)
     opt.step()
-(plan,) = opt._ledger.mirror.plans.values()
-_, key, args, _ = triton_engine._update_job(plan.block, plan.table, None, opt._rule, 2, None, None)
+(device_state,) = opt._ledger.mirror.device_states.values()
+buffer, table = device_state.buffer, device_state.table
+_, key, args, _ = triton_engine._update_job(buffer, table, None, opt._rule, 2, None, None)
 handle = triton_engine._compiled[key]
-ours = triton_lean._parameters(handle, args)
+ours = triton_cached._parameters(handle, args)
 declared = re.findall(r"\\.param (\\S+) .*update_kernel_param_", handle.asm["ptx"])
 assert [kind for kind in declared[: len(ours)]] == [
     ".u64" if name.endswith("_ptr") else ".u32" for name, _ in ours
 ], (declared, ours)
 assert declared[len(ours) :] == [".u64", ".u64"], declared
-assert triton_lean._is_plain(handle.metadata), handle.metadata
-assert triton_lean._hooks() is not None
+assert triton_cached._is_plain(handle.metadata), handle.metadata
+assert triton_cached._hooks() is not None
 name, *grid_stream, function, packed, _, enter, exit = launched[0][:10]
 assert (function, packed[0] * 32) == (handle.function, handle.metadata.num_warps * 32)
 assert packed[2] == handle.metadata.shared

@@ -1,4 +1,4 @@
-"""Lean steps: taken when nothing changed, and never when something did."""
+"""Cached launches: taken when nothing changed, and never when something did."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ class Both:
         change(self.ours)
 
     @property
-    def lean(self) -> Any:
-        return self.ours.opt._lean
+    def cached(self) -> Any:
+        return self.ours.opt._cached
 
     def check(self) -> None:
         check(self.ours.params, self.stock.params)
@@ -181,7 +181,7 @@ CHANGES = [
 @pytest.mark.parametrize("name", ["AdamW", "SGD"])
 def test_change_reaches_the_next_step(name, change, fused):
     both = Both(name, fused, **({"momentum": 0.9} if name == "SGD" else {}))
-    assert both.lean is not None
+    assert both.cached is not None
     both.do(change)
     both.step(3)
     both.check()
@@ -190,22 +190,22 @@ def test_change_reaches_the_next_step(name, change, fused):
 
 
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "explicit"])
-def test_steps_are_lean_again_after_a_change(fused):
+def test_steps_are_cached_again_after_a_change(fused):
     both = Both(fused=fused)
     both.do(weight_decay)
-    assert both.lean is None
+    assert both.cached is None
     both.step(2)
-    assert both.lean is not None
-    assert both.lean.step(both.ours.opt)
+    assert both.cached is not None
+    assert both.cached.step(both.ours.opt)
 
 
-def test_an_lr_edit_and_a_read_leave_it_lean():
+def test_an_lr_edit_and_a_read_leave_it_cached():
     both = Both()
-    lean = both.lean
+    cached = both.cached
     both.do(lr)
     assert both.ours.scheduler.get_last_lr()
     both.step(2)
-    assert both.lean is lean
+    assert both.cached is cached
     both.check()
 
 
@@ -280,7 +280,7 @@ def test_param_that_never_had_a_gradient_gets_one():
         run.opt.param_groups[2]["initial_lr"] = 0.1
         run.step(3)
         run.params.append(idle)
-    assert both.lean is not None
+    assert both.cached is not None
     both.step(2)
     both.check()
 
@@ -340,7 +340,7 @@ def test_scaler_is_heard():
 def test_forced_engine_is_heard():
     both = Both()
     with fused_sched.use_engine("eager"):
-        assert not both.lean.step(both.ours.opt)
+        assert not both.cached.step(both.ours.opt)
         both.step()
     both.step(2)
     both.check()
@@ -388,7 +388,7 @@ def test_explicit_schedule_ends_with_torchs_error():
     for _ in range(5):
         opt.step()
         scheduler.step()
-    assert scheduler._lean is not None
+    assert scheduler._cached is not None
     opt.step()
     with pytest.raises(ValueError, match="Tried to step 7 times"):
         scheduler.step()
@@ -523,8 +523,8 @@ def test_callable_is_asked_at_each_step_after_prepare():
         scheduler.step()
     factor[0] = 0.5
     scheduler.step()
-    (plan,) = opt._ledger.mirror.plans.values()
-    assert plan.block.record[:, 0, 0].tolist() == [0.05, 0.05]
+    (device_state,) = opt._ledger.mirror.device_states.values()
+    assert device_state.buffer.record[:, 0, 0].tolist() == [0.05, 0.05]
 
 
 def test_negated_gradient_without_dimensions():
@@ -537,8 +537,8 @@ def test_negated_gradient_without_dimensions():
     assert torch.equal(*params)
 
 
-def test_whole_step_after_lean_ones_reads_its_own_gradients():
-    """Those that the last whole step had sent, and the lean ones between had not."""
+def test_full_step_after_cached_ones_reads_its_own_gradients():
+    """Those that the last full step had sent, and the cached ones between had not."""
     param = Parameter(torch.zeros(3))
     first, second = torch.ones(3), torch.full((3,), 10.0)
     opt = fused_sched.optim.SGD([param], lr=1.0)
@@ -546,16 +546,16 @@ def test_whole_step_after_lean_ones_reads_its_own_gradients():
     for _ in range(2):
         opt.step()
     param.grad = second
-    assert opt._lean.step(opt)
+    assert opt._cached.step(opt)
     param.grad = first
     handle = opt.register_step_pre_hook(lambda *_: None)
-    opt.step()  # a whole one
+    opt.step()  # a full one
     handle.remove()
     assert param.tolist() == [-13.0] * 3
 
 
 def test_optimizer_that_its_param_holds_is_collected():
-    """Lean steps hold a second reference to an alias of each param, and not to the param."""
+    """Cached launches hold a second reference to an alias of each param, and not to the param."""
 
     def train() -> weakref.ref[Parameter]:
         param: Any = Parameter(torch.ones(3))
@@ -563,7 +563,7 @@ def test_optimizer_that_its_param_holds_is_collected():
         for _ in range(4):
             param.grad = torch.ones(3)
             opt.step()
-        assert opt._lean is not None
+        assert opt._cached is not None
         return weakref.ref(param)
 
     gone = train()

@@ -1,8 +1,8 @@
-"""Lean steps of the Triton engine: its compiled kernel started by the compiled library.
+"""Cached launches of the Triton engine: its compiled kernel started by the compiled library.
 
 The library makes the same call of CUDA's driver that Triton's launcher makes (3.6 to 3.9): a
 kernel's parameters are its arguments but for the constexpr ones, and two pointers to scratch memory
-that it does not use. New gradients' addresses go into a table of the lean step's own.
+that it does not use. New gradients' addresses go into a table of the cached launch's own.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch import Tensor
 
 from fused_sched.tables import layout
 
-from .native_library import Found, make_lean_step
+from .native_library import LaunchSnapshot, make_cached_launch
 from .native_library import load as load_library
 from .native_structs import TRITON_LAUNCH
 
 if TYPE_CHECKING:
-    from fused_sched.tables.block import Block
+    from fused_sched.tables.device_buffer import DeviceBuffer
     from fused_sched.tables.params import ParamTable
 
 _DRIVER = "libcuda.so.1"
@@ -51,27 +51,29 @@ def _library() -> Any:
     return library
 
 
-def can_lean(block: Block, table: ParamTable) -> bool:
-    """Whether ``lean_step`` and ``lean_call`` can serve these tables."""
-    return (
-        _serves(block.device) and len(table.members) <= _MOST_GRADIENTS and _library() is not None
-    )
+def can_cache(buffer: DeviceBuffer, table: ParamTable) -> bool:
+    """Whether ``cached_launch`` and ``cached_call`` can serve these tables."""
+    return _serves(buffer.device) and len(table.rows) <= _MOST_GRADIENTS and _library() is not None
 
 
 def _serves(device: torch.device) -> bool:
     return device.type == "cuda" and torch.version.cuda is not None
 
 
-def lean_call(words: array[int], number: int, optimizer: Any) -> Any:
+def cached_call(words: array[int], number: int, optimizer: Any) -> Any:
     """As the native engine's."""
     groups = tuple(optimizer.param_groups)
-    return _library().LeanCall(words.buffer_info()[0], number, optimizer.__dict__, groups, words)
+    return _library().CachedCall(words.buffer_info()[0], number, optimizer.__dict__, groups, words)
 
 
 def make_triton_step(
-    block: Block, table: ParamTable, handle: Any, args: Sequence[Any], found: Found
+    buffer: DeviceBuffer,
+    table: ParamTable,
+    handle: Any,
+    args: Sequence[Any],
+    snapshot: LaunchSnapshot,
 ) -> Any:
-    """A TritonStep of csrc/lean_step.cpp, None where only Triton's launcher serves.
+    """A TritonStep of csrc/cached_launch.cpp, None where only Triton's launcher serves.
 
     Args:
         handle: the compiled kernel.
@@ -80,7 +82,7 @@ def make_triton_step(
     hooks = _hooks()
     if hooks is None or not _is_plain(handle.metadata):
         return None
-    addresses = table.lean_addresses()
+    addresses = table.cached_addresses()
     parameters = _parameters(handle, [addresses, *args[1:]])
     fields = TRITON_LAUNCH.pack(
         {
@@ -94,13 +96,13 @@ def make_triton_step(
         }
     )
     words = array("q", [*(value for _, value in parameters), *_SCRATCH])
-    return make_lean_step(
+    return make_cached_launch(
         _library(),
         fields + words.tobytes(),
-        block.device.index or 0,
-        block,
+        buffer.device.index or 0,
+        buffer,
         table,
-        found,
+        snapshot,
         triton=(hooks, (handle, addresses, *args)),
     )
 

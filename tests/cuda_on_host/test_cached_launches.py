@@ -1,7 +1,7 @@
-"""Lean steps whose launches are CUDA's, on the stand-in: made when nothing changed, and only then.
+"""Cached launches on CUDA, by the stand-in: made when nothing changed, and only then.
 
-The plan of CPU tensors stands for a GPU's: its stream is noted as there, and the lean step asks the
-stand-in and the test's table of streams what it would ask CUDA and torch.
+The device state of CPU tensors stands for a GPU's: its stream is noted as there, and the cached
+launch asks the stand-in and the test's table of streams what it would ask CUDA and torch.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import fused_sched
-from fused_sched.engines.native_library import make_lean_step
-from fused_sched.runtime import lean_steps
-from fused_sched.tables.block import Block
+from fused_sched.engines.native_library import make_cached_launch
+from fused_sched.runtime import cached_steps
+from fused_sched.tables.device_buffer import DeviceBuffer
 from fused_sched.tables.params import ParamTable
 from tests.cuda_on_host import stand_in
-from tests.cuda_on_host.stand_in import launched, plan_of
-from tests.test_lean import CHANGES, GRADS, Both, Run, lr, missing
-from tests.test_lean_state import Held
+from tests.cuda_on_host.stand_in import device_state_of, launched
+from tests.test_cached import CHANGES, GRADS, Both, Run, lr, missing
+from tests.test_cached_state import Held
 from tests.training import named
 
 STREAM = 7
@@ -34,14 +34,14 @@ STREAM = 7
 
 
 def made(both: Both) -> None:
-    assert both.lean.step(both.ours.opt)
+    assert both.cached.step(both.ours.opt)
 
 
 # -- what it computes ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("options", [{}, {"amsgrad": True, "weight_decay": 0.1}], ids=str)
-def test_lean_steps_are_one_launch_each_and_torchs_own(options):
+def test_cached_launches_are_one_launch_each_and_torchs_own(options):
     both = Both(**options)
     for _ in range(5):
         both.do(Run.backward)
@@ -66,10 +66,10 @@ def test_held_state_is_current_after_every_launch(name):
 @pytest.mark.parametrize("name", ["AdamW", "SGD"])
 def test_change_reaches_the_next_step(name, change):
     both = Both(name, **({"momentum": 0.9} if name == "SGD" else {}))
-    assert both.lean is not None
+    assert both.cached is not None
     both.do(change)
     both.step(3)
-    assert both.lean is not None
+    assert both.cached is not None
     both.check()
     both.step(3)
     both.check()
@@ -94,7 +94,7 @@ def test_gradient_of_any_kind(change):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_every_storage_gets_the_whole_steps_bits(dtype):
-    def run(lean: bool) -> list[Tensor]:
+    def run(cached: bool) -> list[Tensor]:
         torch.manual_seed(1)
         params = [Parameter(torch.randn(size).to(dtype)) for size in (1030, 3, 1, 0)]
         opt = fused_sched.optim.AdamW(params, lr=0.1)
@@ -102,9 +102,9 @@ def test_every_storage_gets_the_whole_steps_bits(dtype):
             for param in params:
                 param.grad = torch.randn(param.shape).to(dtype)
             opt.step()
-            if not lean:
-                opt._ledger.mirror.drop_lean()
-        assert (opt._lean is not None) == lean
+            if not cached:
+                opt._ledger.mirror.drop_cached()
+        assert (opt._cached is not None) == cached
         return params
 
     assert all(map(torch.equal, run(True), run(False)))
@@ -117,7 +117,7 @@ def test_more_than_480_gradients_ride_as_well():
         for number, param in enumerate(params):
             param.grad = torch.full((1,), number / 600)
         opt.step()
-    assert opt._lean is not None
+    assert opt._cached is not None
     torch.testing.assert_close(torch.cat(params).detach(), 1 - 1.5 * torch.arange(600) / 600)
 
 
@@ -128,10 +128,10 @@ def test_launches_go_to_the_current_stream(streams):
     both = Both()
     for handle in (STREAM, STREAM, 9, STREAM):
         streams.current[0] = handle
-        both.step(2)  # a whole step, which waits, and a lean one
+        both.step(2)  # a full step, which waits, and a cached one
         assert stand_in.device().cuda_on_host_stream() == handle
         both.do(Run.backward)
-        assert both.lean.step(both.ours.opt)
+        assert both.cached.step(both.ours.opt)
         both.stock.opt.step()
         both.stock.scheduler.step()
     assert streams.waits == [(STREAM, 0), (9, STREAM), (STREAM, 9)]
@@ -170,10 +170,10 @@ def test_threads_own_gpu_stays_without_a_context():
 def no_fetch(monkeypatch) -> None:
     """What would wait for a GPU raises."""
 
-    def refuse(block: Block) -> Block:
-        raise AssertionError("the block was fetched")
+    def refuse(buffer: DeviceBuffer) -> DeviceBuffer:
+        raise AssertionError("the buffer was fetched")
 
-    monkeypatch.setattr(Block, "fetch", refuse)
+    monkeypatch.setattr(DeviceBuffer, "fetch", refuse)
 
 
 def test_state_is_read_without_waiting(no_fetch):
@@ -209,7 +209,7 @@ def test_table_is_sent_once(monkeypatch):
     assert len(sent) == 1
 
 
-def test_lean_steps_of_a_copy_are_its_own():
+def test_cached_launches_of_a_copy_are_its_own():
     both = Both()
     ours = both.ours
     ours.params, ours.opt, ours.scheduler = copy.deepcopy((ours.params, ours.opt, ours.scheduler))
@@ -231,7 +231,7 @@ def test_it_is_no_cyclic_reference():
 
 
 def test_fields_of_another_size_are_refused():
-    table: Callable[..., Any] = stand_in.module().LeanStep
+    table: Callable[..., Any] = stand_in.module().CachedLaunch
     empty: tuple[Any, ...] = ([], (), b"", {}, {}, {}, 0, None, None)
     with pytest.raises(ValueError, match="fields of another size"):
         table(b"", {}, (1, 0), *empty)
@@ -241,11 +241,13 @@ def test_fields_of_another_size_are_refused():
 
 def test_gpu_is_named_as_dlpack_names_it():
     both = Both()
-    plan = plan_of(both.ours.opt)
-    module = SimpleNamespace(LeanStep=lambda *arguments: arguments)
-    block: Any = SimpleNamespace(device=torch.device("cuda", 3))
+    device_state = device_state_of(both.ours.opt)
+    module = SimpleNamespace(CachedLaunch=lambda *arguments: arguments)
+    buffer: Any = SimpleNamespace(device=torch.device("cuda", 3))
     ledger = both.ours.opt._ledger
-    found = lean_steps._found(ledger.mirror, ledger.keeper, plan, ledger.stepper.params)
-    _, noted, device, *_ = make_lean_step(module, b"", 3, block, plan.table, found)
+    found = cached_steps._snapshot(
+        ledger.mirror, ledger.keeper, device_state, ledger.stepper.params
+    )
+    _, noted, device, *_ = make_cached_launch(module, b"", 3, buffer, device_state.table, found)
     assert device == (2, 3)
-    assert noted["_last_stream"] is plan._last_stream
+    assert noted["_last_stream"] is device_state._last_stream

@@ -1,4 +1,4 @@
-"""Lean steps: what the compiled engine does alone, and the count of it.
+"""Cached launches: what the compiled engine does alone, and the count of it.
 
 The optimizer and the scheduler own theirs: owned from here they would be a cyclic reference.
 """
@@ -9,29 +9,29 @@ import weakref
 from collections.abc import Mapping
 from typing import Any
 
-LEAN = "_lean"
+CACHED = "_cached"
 """The attribute under which optimizer and scheduler have theirs."""
 
 
-class Lean:
-    """The lean step of an optimizer, and the lean advance of its one explicit scheduler."""
+class CachedLaunches:
+    """The cached launch of an optimizer, and the cached advance of its one explicit scheduler."""
 
     def __init__(self, optimizer: weakref.ref[Any]) -> None:
         self._optimizer = optimizer
         self._scheduler: weakref.ref[Any] | None = None
         self.owed = 0  # advances of it that the host has yet to replay
-        self.made_for: tuple[Any, ...] = ()  # what the last whole step found
+        self.made_for: tuple[Any, ...] = ()  # what the last full step found
 
     @property
     def scheduler(self) -> Any:
-        """The scheduler with a lean advance, None without one."""
+        """The scheduler with a cached advance, None without one."""
         return None if self._scheduler is None else self._scheduler()
 
     @property
     def step(self) -> Any:
-        """The lean step that there is, or None."""
+        """The cached launch that there is, or None."""
         optimizer = self._optimizer()
-        return None if optimizer is None else optimizer.__dict__.get(LEAN)
+        return None if optimizer is None else optimizer.__dict__.get(CACHED)
 
     # -- what was done alone ---------------------------------------------------------------------
 
@@ -48,8 +48,8 @@ class Lean:
         if scheduler is None:
             self._scheduler, self.owed = None, 0
             return False
-        lean = scheduler.__dict__.get(LEAN)
-        self.owed += 0 if lean is None else lean.take()
+        cached = scheduler.__dict__.get(CACHED)
+        self.owed += 0 if cached is None else cached.take()
         return True
 
     def replay(self) -> None:
@@ -64,20 +64,20 @@ class Lean:
     def keep_step(self, step: Any) -> None:
         optimizer = self._optimizer()
         if step is not None and optimizer is not None:
-            optimizer.__dict__[LEAN] = step
+            optimizer.__dict__[CACHED] = step
 
-    def keep_schedule(self, scheduler: Any, lean: Any) -> None:
+    def keep_schedule(self, scheduler: Any, cached: Any) -> None:
         self._scheduler = weakref.ref(scheduler)
-        scheduler.__dict__[LEAN] = lean
+        scheduler.__dict__[CACHED] = cached
 
     def drop_step(self) -> None:
         self.made_for = ()
         if self.step is not None:
-            del self._optimizer().__dict__[LEAN]
+            del self._optimizer().__dict__[CACHED]
 
     def drop_schedule(self) -> None:
         scheduler = self.scheduler
         if scheduler is not None:
-            scheduler.__dict__.pop(LEAN, None)
+            scheduler.__dict__.pop(CACHED, None)
         if not self.owed:
             self._scheduler = None

@@ -1,4 +1,4 @@
-"""What one device needs for a step: the block, the param table, and the launch."""
+"""What one device needs for a step: the buffer, the param table, and the launch."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch.autograd.graph import increment_version
 
 from fused_sched.rules.rule import Rule
 from fused_sched.tables import layout
-from fused_sched.tables.block import Block, Program, send
-from fused_sched.tables.params import Member, ParamTable
+from fused_sched.tables.device_buffer import DeviceBuffer, Program, send
+from fused_sched.tables.params import ParamRow, ParamTable
 from fused_sched.tables.program import Assembled
 
 RELEASE = (
@@ -53,17 +53,17 @@ def refuse_capture(device: torch.device, name: str, what: str) -> None:
 
 
 @functools.cache
-def _no_members(device: torch.device, name: str) -> ParamTable:
+def _empty_table(device: torch.device, name: str) -> ParamTable:
     """The table that every optimizer of a name starts with."""
     return ParamTable([], device, name)
 
 
-class Plan:
+class DeviceState:
     """One device's tables, and the host's account of its clock.
 
     Attributes:
         clock: launches that moved the params, as far as the host knows.
-        shown_clock: the clock to which the step counts in ``optimizer.state`` belong.
+        state_clock: the clock to which the step counts in ``optimizer.state`` belong.
         offsets: per param, the launches that it missed; its step is ``clock - offset``.
     """
 
@@ -75,70 +75,70 @@ class Plan:
         self.rule = rule
         self.name = name
         self.clock = 0
-        self.shown_clock = 0
+        self.state_clock = 0
         self.offsets = [0] * params
-        self.block: Block | None = None
-        self.table = _no_members(device, name)
+        self.buffer: DeviceBuffer | None = None
+        self.table = _empty_table(device, name)
         self.captured_tables: list[ParamTable] = []
         self.loaded: set[Any] = set()
         self._last_stream: Any = None
 
-    def build_table(self, members: Sequence[Member]) -> None:
-        self.table = ParamTable(members, self.device, self.name)
+    def build_table(self, rows: Sequence[ParamRow]) -> None:
+        self.table = ParamTable(rows, self.device, self.name)
 
-    def build_block(self, columns: int, groups: int, programs: Sequence[Assembled]) -> None:
-        """Allocate the block for programs of these sizes; its clock and offsets go along."""
+    def build_buffer(self, columns: int, groups: int, programs: Sequence[Assembled]) -> None:
+        """Allocate the buffer for programs of these sizes; its clock and offsets go along."""
         rows = [program.ops.shape[0] for program in programs]
         aux = [program.aux.numel() for program in programs]
-        self.block = Block(self.device, columns, groups, len(self.offsets), rows, aux)
+        self.buffer = DeviceBuffer(self.device, columns, groups, len(self.offsets), rows, aux)
         self._sent: list[Tensor | None] = [None] * len(programs)  # tables that do not change
         if self.clock or any(self.offsets):
             self.send_clock()
 
     def fits(self, groups: int, programs: Sequence[Assembled]) -> bool:
-        """Whether the block has the place that these programs need."""
-        if self.block is None or self.block.record.shape[2] != groups:
+        """Whether the buffer has the place that these programs need."""
+        if self.buffer is None or self.buffer.record.shape[2] != groups:
             return False
-        here = self.block.programs
+        here = self.buffer.programs
         return len(here) == len(programs) and all(
             mine.rows == program.ops.shape[0] and mine.aux.numel() >= program.aux.numel()
             for mine, program in zip(here, programs, strict=True)
         )
 
     def send_clock(self) -> None:
-        assert self.block is not None
+        assert self.buffer is not None
         self.join_stream()
-        send(self.block.clock[:1], torch.tensor([self.clock], device="cpu"))
+        send(self.buffer.clock[:1], torch.tensor([self.clock], device="cpu"))
         if self.offsets:
             offsets = torch.tensor(self.offsets, dtype=torch.int64, device="cpu")
-            send(self.block.offsets, offsets)
+            send(self.buffer.offsets, offsets)
 
     def send_values(self, record: Tensor, programs: Sequence[Assembled]) -> None:
-        assert self.block is not None
+        assert self.buffer is not None
         self.join_stream()
-        self.block.send_values(record, [(p.ops, p.lanes) for p in programs])
+        self.buffer.send_values(record, [(p.ops, p.lanes) for p in programs])
         for number, program in enumerate(programs):
             if program.aux is not self._sent[number]:
-                send(self.block.programs[number].aux[: program.aux.numel()], program.aux)
+                send(self.buffer.programs[number].aux[: program.aux.numel()], program.aux)
                 self._sent[number] = program.aux
 
     def send_record(self, record: Tensor) -> None:
         """Send every group's values, and nothing else."""
-        assert self.block is not None
+        assert self.buffer is not None
         self.join_stream()
-        self.block.send_record(record)
+        self.buffer.send_record(record)
 
     def write(self, group: int, values: Mapping[int, float]) -> None:
         """Send one group's values, by column."""
-        assert self.block is not None
+        assert self.buffer is not None
         self.join_stream()
         for column, value in values.items():
-            self.block.write(column, group, value)
+            self.buffer.write(column, group, value)
 
     def take_clock(self) -> None:
         """Take the device's clock and offsets; waits for it."""
-        assert self.block is not None
-        host = self.block.fetch()
+        assert self.buffer is not None
+        host = self.buffer.fetch()
         self.clock = int(host.clock[layout.CLOCK])
         self.offsets = host.offsets.tolist()
 
@@ -158,14 +158,14 @@ class Plan:
         self._last_stream = stream
 
     def _tensors(self) -> Iterator[Tensor]:
-        """What this plan has allocated for its launches."""
+        """What this device state has allocated for its launches."""
         yield from self.table.tensors()
-        if self.block is not None:
-            yield from self.block.tensors()
+        if self.buffer is not None:
+            yield from self.buffer.tensors()
 
     def load(self, scalings: Iterable[layout.Scaling]) -> None:
         """Load the kernels that the present table, its gradients and these scalings need."""
-        assert self.block is not None
+        assert self.buffer is not None
         if not self.table.arrange(allocate=not capturing(self.device)):
             self.refuse_capture("its gradients have other dtypes than before")
         kernel = self.table.kinds, self.table.state_slots
@@ -178,7 +178,7 @@ class Plan:
                 f"{self.name}.step() cannot be captured: its kernel for {what} is not loaded; "
                 f"{_NEEDS_PREPARE}"
             )
-        self.engine.load(self.block, self.table, self.fused_program(), self.rule, new)
+        self.engine.load(self.buffer, self.table, self.fused_program(), self.rule, new)
         self.loaded.update(self._variant(kernel, scaling) for scaling in new)
 
     def _variant(self, kernel: Any, scaling: layout.Scaling) -> Any:
@@ -186,8 +186,8 @@ class Plan:
 
     def fused_program(self) -> Program | None:
         """The program that rides in the launch, None while nothing is fused."""
-        assert self.block is not None
-        program = self.block.programs[0]
+        assert self.buffer is not None
+        program = self.buffer.programs[0]
         return program if program.rows else None
 
     def launch(
@@ -197,12 +197,12 @@ class Plan:
         found_inf: Tensor | None,
         advance: int | None,
     ) -> None:
-        """One step of every member.
+        """One step of every row.
 
         Args:
             advance: how the fused schedules advance: STAY, CALLED or COUNTED; None leaves them out.
         """
-        assert self.block is not None
+        assert self.buffer is not None
         table = self.table
         if capturing(self.device):
             # The graph owns its addresses: eager steps and other captures have theirs.
@@ -210,25 +210,25 @@ class Plan:
             self.captured_tables.append(table)
         self.join_stream()
         staged = table.staged
-        for member in staged:
-            member.stage_in()
+        for row in staged:
+            row.stage_in()
         program, how = self.fused_program(), advance
         if how is None:
             program, how = None, layout.STAY
-        self.engine.update(self.block, table, grads, program, self.rule, how, scale, found_inf)
+        self.engine.update(self.buffer, table, grads, program, self.rule, how, scale, found_inf)
         increment_version(table.params_with(grads))
-        for member in staged:
-            member.stage_out(unscaled=scale is not None)
+        for row in staged:
+            row.stage_out(unscaled=scale is not None)
 
     def count_step(self, grads: Sequence[int]) -> None:
         """The host's account of a launch that moved."""
         self.clock += 1
         if 0 in grads:
-            for member, address in zip(self.table.members, grads, strict=True):
-                self.offsets[member.index] += address == 0
+            for row, address in zip(self.table.rows, grads, strict=True):
+                self.offsets[row.index] += address == 0
 
-    def step_of(self, member: Member) -> int:
-        return self.clock - self.offsets[member.index]
+    def step_of(self, row: ParamRow) -> int:
+        return self.clock - self.offsets[row.index]
 
     def refuse_capture(self, what: str) -> None:
         """Raise while a stream captures, where something would have to be allocated."""

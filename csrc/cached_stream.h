@@ -1,13 +1,13 @@
-// The stream that a lean step launches on.
+// The stream that a cached launch launches on.
 #pragma once
 
 #include <cstdint>
 
-#include "lean_object.h"
+#include "cached_object.h"
 
-namespace lean {
+namespace cached {
 
-// The stream of the last work on a GPU. The plan notes it, as a torch.cuda.Stream under
+// The stream of the last work on a GPU. The device state notes it, as a torch.cuda.Stream under
 // "_last_stream" in its dict: every launch, every value that the host sends.
 class LastStream {
  public:
@@ -19,24 +19,24 @@ class LastStream {
     bool launches_elsewhere;  // on another device than the calling thread's
   };
 
-  void note(PyObject* plan, int64_t device, const Cuda& cuda) {
-    plan_ = Ref::to(plan);
+  void note(PyObject* device_state, int64_t device, const Cuda& cuda) {
+    device_state_ = Ref::to(device_state);
     device_ = device;
     cuda_ = cuda;
   }
 
-  // The current stream, null for the default one. False where the whole step does more than to
+  // The current stream, null for the default one. False where the full step does more than to
   // launch on it: it waits for a stream that had the last work, and under capture it gives the
   // graph tables of its own.
   bool take_current(void** stream) {
     if (!current(device_, stream) || !had_last_work(*stream)) return false;
-    // The whole step asks the calling thread's device whether it captures.
+    // The full step asks the calling thread's device whether it captures.
     const int64_t here = cuda_.device();
     void* other;
     return here == device_ || (cuda_.launches_elsewhere && here >= 0 && current(here, &other));
   }
 
-  PyObject* plan() const { return plan_.get(); }
+  PyObject* device_state() const { return device_state_.get(); }
 
  private:
   // A device's current stream; false while it captures.
@@ -50,7 +50,7 @@ class LastStream {
   }
 
   bool had_last_work(void* stream) {
-    PyObject* noted = PyDict_GetItemWithError(plan_.get(), names.last_stream);
+    PyObject* noted = PyDict_GetItemWithError(device_state_.get(), names.last_stream);
     if (noted == nullptr || noted == Py_None) return false;
     if (noted != noted_.get()) {  // another object, perhaps of the same stream
       const Ref number(PyObject_GetAttr(noted, names.cuda_stream));
@@ -64,10 +64,10 @@ class LastStream {
     return last_ == stream;
   }
 
-  Ref plan_, noted_;
+  Ref device_state_, noted_;
   int64_t device_ = -1;
   Cuda cuda_{};
   void* last_ = nullptr;
 };
 
-}  // namespace lean
+}  // namespace cached

@@ -4,9 +4,9 @@
 #include <cstdint>
 #include <memory>
 
-#include "lean_object.h"
+#include "cached_object.h"
 
-namespace lean {
+namespace cached {
 
 // A tensor that shares a param's memory and version counter: whose versions go up, the param's do.
 // The second reference is torch's own. Where Python holds the only one, each touch by torch costs
@@ -32,11 +32,11 @@ class Counter {
 };
 
 // One param, as the table knows it.
-struct Member {
+struct ParamRow {
   PyObject* param;  // borrowed
   Counter counter;  // if it is in the table
   int64_t column;   // of the table; -1: it is not there
-  bool reached;     // by a step; else a gradient needs the whole one
+  bool reached;     // by a step; else a gradient needs the full one
   int64_t address;
   dlpack::DType dtype, grad_dtype;
   int32_t ndim;
@@ -45,7 +45,7 @@ struct Member {
   std::unique_ptr<int64_t[]> layout;  // shape, then strides
 };
 
-class Members {
+class ParamRows {
  public:
   static constexpr Py_ssize_t kFacts = 4;
 
@@ -72,20 +72,20 @@ class Members {
   int64_t elements() const { return elements_; }
   PyObject* params() const { return params_.get(); }
   PyObject* counters() const { return counters_.get(); }
-  PyObject* operator[](int64_t m) const { return members_[m].param; }
+  PyObject* operator[](int64_t m) const { return rows_[m].param; }
 
  private:
-  bool note_member(Member& member, PyObject* param, const int64_t* facts);
-  bool take_address(const Member& member, PyObject* grad, int64_t* address) const;
-  bool read(PyObject* object, const Member& member, dlpack::Tensor* out) const;
+  bool note_row(ParamRow& row, PyObject* param, const int64_t* facts);
+  bool take_address(const ParamRow& row, PyObject* grad, int64_t* address) const;
+  bool read(PyObject* object, const ParamRow& row, dlpack::Tensor* out) const;
 
   Ref params_;
   Ref counters_;  // a list of the aliases of those in the table
   dlpack::Device device_{};
   int64_t count_ = 0, elements_ = 0;
   int64_t missing_ = 0;  // of the gradients taken last
-  std::unique_ptr<Member[]> members_;
+  std::unique_ptr<ParamRow[]> rows_;
   const int64_t* taken_ = nullptr;
 };
 
-}  // namespace lean
+}  // namespace cached

@@ -1,9 +1,9 @@
-// The lean call: scheduler.step() of a fused scheduler whose step the last launch has made.
+// The cached call: scheduler.step() of a fused scheduler whose step the last launch has made.
 #include "cadence.h"
-#include "lean_groups.h"
-#include "lean_object.h"
+#include "cached_groups.h"
+#include "cached_object.h"
 
-namespace lean {
+namespace cached {
 namespace {
 
 struct CallObject {
@@ -15,9 +15,9 @@ struct CallObject {
 
 CallObject* call_of(PyObject* self) { return reinterpret_cast<CallObject*>(self); }
 
-// LeanCall(cadence, number, attributes, groups, keep): the address of the words of runtime/cadence.py,
-// the scheduler's number among the fused ones, the optimizer's dict, a tuple of its groups, and what
-// owns the words.
+// CachedCall(cadence, number, attributes, groups, keep): the address of the words of
+// runtime/cadence.py, the scheduler's number among the fused ones, the optimizer's dict, a tuple of
+// its groups, and what owns the words.
 PyObject* new_call(PyTypeObject* type, PyObject* arguments, PyObject*) {
   unsigned long long words;
   long long number;
@@ -72,7 +72,7 @@ PyType_Slot call_slots[] = {{Py_tp_new, reinterpret_cast<void*>(new_call)},
 
 }  // namespace
 
-PyType_Spec call_spec = {"fused_sched.engines._native.LeanCall", sizeof(CallObject), 0,
+PyType_Spec call_spec = {"fused_sched.engines._native.CachedCall", sizeof(CallObject), 0,
                          Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, call_slots};
 
-}  // namespace lean
+}  // namespace cached

@@ -1,4 +1,4 @@
-// The lean step: what a step does when nothing changed since the last one, without Python.
+// The cached launch: what a step does when nothing changed since the last one, without Python.
 #pragma once
 
 #define Py_LIMITED_API 0x030A0000
@@ -16,10 +16,11 @@ inline int take_bytes(PyObject* object, void* bytes) {
   return PyBytes_AsStringAndSize(object, &out->data, &out->size) == 0;
 }
 
-// set_up_lean(exchange capsule, the base type of tensors, torch.Tensor, the dict of
+// set_up_cached(exchange capsule, the base type of tensors, torch.Tensor, the dict of
 // torch.autograd.profiler, the two dicts of hooks of all optimizers, torch._C._increment_version):
-// what LeanStep needs of torch.
-PyObject* set_up_lean(PyObject*, PyObject* arguments);
+// what CachedLaunch needs of torch.
+PyObject* set_up_cached(PyObject*, PyObject* arguments);
 
-// Adds the types LeanStep, TritonStep, LeanSchedule and LeanCall to the module; -1 with an error set.
-int add_lean_types(PyObject* module);
+// Adds the types CachedLaunch, TritonStep, CachedSchedule and CachedCall to the module; -1 with an
+// error set.
+int add_cached_types(PyObject* module);

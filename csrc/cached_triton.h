@@ -6,10 +6,10 @@
 #include <vector>
 
 #include "driver.h"
-#include "lean_object.h"
+#include "cached_object.h"
 #include "structs.h"
 
-namespace lean {
+namespace cached {
 
 class TritonLaunch {
  public:
@@ -77,4 +77,4 @@ class TritonLaunch {
   Ref hooks_;
 };
 
-}  // namespace lean
+}  // namespace cached

@@ -1,4 +1,4 @@
-"""Where a lean step leaves the step to Python, and where there is none."""
+"""Where a cached launch leaves the step to Python, and where there is none."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch.nn import Parameter
 
 import fused_sched
 from fused_sched.engines import native_cuda
-from fused_sched.runtime.lean_steps import keep_step
+from fused_sched.runtime.cached_steps import keep_step
 from tests.cuda_on_host import stand_in
-from tests.cuda_on_host.stand_in import Stream, Streams, launched, plan_of
-from tests.test_lean import Both, Run
+from tests.cuda_on_host.stand_in import Stream, Streams, device_state_of, launched
+from tests.test_cached import Both, Run
 from tests.training import named
 
 STREAM = 7
@@ -29,7 +29,7 @@ def capture(both: Both, streams: Streams) -> None:
 
 def capture_of_the_present_stream(both: Both, streams: Streams) -> None:
     streams.current[0] = STREAM
-    plan_of(both.ours.opt)._last_stream = Stream(STREAM)
+    device_state_of(both.ours.opt)._last_stream = Stream(STREAM)
     stand_in.device().cuda_on_host_capture(1, STREAM)
 
 
@@ -44,11 +44,11 @@ def another_stream(both: Both, streams: Streams) -> None:
 
 
 def work_on_another_stream(both: Both, streams: Streams) -> None:
-    plan_of(both.ours.opt)._last_stream = Stream(STREAM)
+    device_state_of(both.ours.opt)._last_stream = Stream(STREAM)
 
 
 def no_stream_noted(both: Both, streams: Streams) -> None:
-    plan_of(both.ours.opt)._last_stream = None
+    device_state_of(both.ours.opt)._last_stream = None
 
 
 def no_word_on_the_stream(both: Both, streams: Streams) -> None:
@@ -153,32 +153,32 @@ def test_it_declines_and_does_nothing(reason, streams, monkeypatch):
     monkeypatch.setattr(torch.autograd.profiler, "_is_profiler_enabled", False)
     both = Both()
     both.do(Run.backward)
-    opt, lean, memory = both.ours.opt, both.lean, plan_of(both.ours.opt).block.memory
-    assert lean.step(opt)
-    assert lean.take()[0] > 0
+    opt, cached, memory = both.ours.opt, both.cached, device_state_of(both.ours.opt).buffer.memory
+    assert cached.step(opt)
+    assert cached.take()[0] > 0
     reason(both, streams)
     before = [t.clone() for t in (memory, *both.ours.params)]
     answers: list[bool] = []
-    assert launched(lambda: answers.append(lean.step(opt))) == 0
+    assert launched(lambda: answers.append(cached.step(opt))) == 0
     assert answers == [False]
-    assert lean.take() == (0, {})
+    assert cached.take() == (0, {})
     assert all(map(torch.equal, before, (memory, *both.ours.params)))
 
 
 @pytest.mark.parametrize("streams", ["native"], indirect=True)
-def test_whole_step_runs_after_a_launch_that_failed(monkeypatch):
+def test_full_step_runs_after_a_launch_that_failed(monkeypatch):
     both = Both()
-    both.ours.opt._ledger.mirror.drop_lean()
+    both.ours.opt._ledger.mirror.drop_cached()
     monkeypatch.setattr(native_cuda, "_number", lambda device: 9)  # no such GPU
     both.step(2)
-    assert both.lean is not None
-    assert not both.lean.step(both.ours.opt)
+    assert both.cached is not None
+    assert not both.cached.step(both.ours.opt)
     both.step()
     both.check()
 
 
 def test_schedule_ends_with_torchs_error():
-    """The launches until then are counted: the whole step looks."""
+    """The launches until then are counted: the full step looks."""
 
     def steps(optim: Any, schedulers: Any) -> int:
         param = Parameter(torch.ones(1))
@@ -196,7 +196,7 @@ def test_schedule_ends_with_torchs_error():
             except ValueError as error:
                 assert "Tried to step" in str(error)
                 return step
-            assert not ours or step < 1 or opt._lean is not None
+            assert not ours or step < 1 or opt._cached is not None
         return -1
 
     ours = steps(fused_sched.optim, fused_sched.lr_scheduler)
@@ -208,7 +208,7 @@ def test_schedule_ends_with_torchs_error():
 
 def two_devices(both: Both) -> None:
     ledger = both.ours.opt._ledger
-    ledger.mirror.plans[torch.device("meta")] = plan_of(both.ours.opt)
+    ledger.mirror.device_states[torch.device("meta")] = device_state_of(both.ours.opt)
 
 
 def captured_graph(both: Both) -> None:
@@ -234,8 +234,8 @@ def lr_of_zero(both: Both) -> None:
 
 
 def param_with_gaps(both: Both) -> None:
-    (member, *_) = plan_of(both.ours.opt).table.members
-    member.staged_param = member.view.clone()
+    (row, *_) = device_state_of(both.ours.opt).table.rows
+    row.staged_param = row.view.clone()
 
 
 REASONS = [
@@ -254,11 +254,11 @@ def test_there_is_none(reason):
     both = Both()
     ledger = both.ours.opt._ledger
     keep_step(ledger.mirror, ledger.keeper, ledger.stepper.params)
-    assert both.lean is not None
+    assert both.cached is not None
     reason(both)
     for _ in range(2):  # the second would make one
         keep_step(ledger.mirror, ledger.keeper, ledger.stepper.params)
-        assert both.lean is None
+        assert both.cached is None
 
 
 @pytest.mark.parametrize("streams", ["native"], indirect=True)
@@ -269,15 +269,17 @@ def test_more_gradients_than_parameters_hold_take_whole_steps():
         param.grad = torch.ones(1)
     for _ in range(3):
         opt.step()
-    assert opt._lean is None
+    assert opt._cached is None
     assert set(torch.cat(params).tolist()) == {-0.5}
 
 
 @pytest.mark.parametrize("streams", ["native"], indirect=True)
 def test_explicit_schedule_makes_none_in_vain(monkeypatch):
-    """Its step on the host changes what a lean step relies on; making one would not pay."""
+    """Its step on the host changes what a cached launch relies on; making one would not pay."""
     calls: list[Any] = []
-    monkeypatch.setattr("fused_sched.engines.native_engine.lean_step", lambda *_: calls.append(1))
+    monkeypatch.setattr(
+        "fused_sched.engines.native_engine.cached_launch", lambda *_: calls.append(1)
+    )
     both = Both(fused=False)
     both.step(3)
     assert calls == []

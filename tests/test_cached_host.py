@@ -14,8 +14,7 @@ import torch
 from torch.nn import Parameter
 
 import fused_sched
-from tests.test_first_step import calls_of
-from tests.test_lean import (
+from tests.test_cached import (
     lr,
     lr_of_zero,
     other_param,
@@ -23,6 +22,7 @@ from tests.test_lean import (
     plain_groups,
     weight_decay,
 )
+from tests.test_first_step import calls_of
 from tests.training import check, named
 
 FACTORS: dict[str, Callable[[int], Any]] = {

@@ -1,4 +1,4 @@
-// What a lean step looks at before it launches, and the launch: on a CPU, by cuda.cu, of Triton's.
+// What a cached launch checks before it launches, and the launch: on a CPU, by cuda.cu, of Triton's.
 #pragma once
 
 #include <memory>
@@ -8,14 +8,14 @@
 #include "cpu.h"
 #include "cuda_engine.h"
 #include "layout.h"
-#include "lean_groups.h"
-#include "lean_members.h"
-#include "lean_object.h"
-#include "lean_state.h"
-#include "lean_stream.h"
-#include "lean_triton.h"
+#include "cached_groups.h"
+#include "cached_params.h"
+#include "cached_object.h"
+#include "cached_state.h"
+#include "cached_stream.h"
+#include "cached_triton.h"
 
-namespace lean {
+namespace cached {
 
 constexpr int64_t kRelease = 1 << 16;  // elements from which on other Python threads may run
 
@@ -27,19 +27,19 @@ inline bool lacks(PyObject* dict, PyObject* key) {
 
 enum Where { ON_CPU, BY_CUDA, BY_TRITON };
 
-struct Lean {
+struct Cached {
   Where where = ON_CPU;
   CudaUpdateArgs launch{};  // on a CPU only its `args`; of Triton's only `advance` and the stream
   TritonLaunch triton;
   int64_t steps = 0;
-  int64_t limit = -1;  // launches until the whole step must look; -1: none
+  int64_t limit = -1;  // launches until the full step must look; -1: none
   Cadence cadence;     // of the fused schedules, where calls govern them
   bool running = false;
   std::mutex launching;  // held by the launch without the GIL, so that take() can wait for it
   Ref pre_hooks, post_hooks, forced, engine, keep;
   Groups groups;
-  Members members;
-  ShownState shown;
+  ParamRows rows;
+  ExposedState exposed;
   std::unique_ptr<int64_t[]> addresses;
   int64_t* grads = nullptr;  // in `addresses`
   LastStream stream;         // on a GPU
@@ -64,18 +64,18 @@ struct Lean {
       return false;
     }
     if (!nobody_scales(attributes.get()) || !(told || nobody_listens())) return false;
-    if (!groups.same(attributes.get(), members)) return false;
-    if (shown.watched() && !shown.unchanged()) return false;
+    if (!groups.same(attributes.get(), rows)) return false;
+    if (exposed.watched() && !exposed.unchanged()) return false;
     if (where == ON_CPU) return update_on_cpu();
     return (where != BY_TRITON || triton.nobody_hooks()) && update_on_gpu();
   }
 
   // Where the launch queue is full a launch waits, and what it waits for may need the GIL. It counts
-  // once it is made, before another thread can ask; one that fails is left to the whole step, which
+  // once it is made, before another thread can ask; one that fails is left to the full step, which
   // raises.
   bool update_on_gpu() {
-    if (running || !stream.take_current(&launch.stream) || !members.take_gradients(grads) ||
-        !members.bump_versions())
+    if (running || !stream.take_current(&launch.stream) || !rows.take_gradients(grads) ||
+        !rows.bump_versions())
       return false;
     const char* failed;
     running = true;
@@ -97,9 +97,9 @@ struct Lean {
   }
 
   bool update_on_cpu() {
-    if (!members.take_gradients(grads) || !members.bump_versions()) return false;
+    if (!rows.take_gradients(grads) || !rows.bump_versions()) return false;
     count_launch();  // before another thread can ask for it
-    if (members.elements() < kRelease) {
+    if (rows.elements() < kRelease) {
       update(launch.args);
       return true;
     }
@@ -120,10 +120,10 @@ struct Lean {
 
   void count_launch() {
     ++steps;
-    members.count_launch();
+    rows.count_launch();
     cadence.count_launch(launch.args.advance);
-    if (shown.watched()) shown.count_launch(grads);
+    if (exposed.watched()) exposed.count_launch(grads);
   }
 };
 
-}  // namespace lean
+}  // namespace cached

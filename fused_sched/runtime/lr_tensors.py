@@ -9,37 +9,39 @@ from torch import Tensor
 
 from fused_sched.tables import layout
 
-from .plan import Plan, capturing
+from .device_state import DeviceState, capturing
 
-Rates = list[tuple[int, Tensor]]
+LrTensors = list[tuple[int, Tensor]]
 """(group, lr) of the groups whose lr is a tensor."""
 
 
-def rates_of(groups: Iterable[dict[str, Any]]) -> Rates:
+def lr_tensors_of(groups: Iterable[dict[str, Any]]) -> LrTensors:
     """The groups whose user keeps lr in a tensor; reads nothing from the device."""
     values = ((number, dict.__getitem__(group, "lr")) for number, group in enumerate(groups))
     return [(number, lr) for number, lr in values if isinstance(lr, Tensor)]
 
 
-def read_rates(rates: Rates, plans: Iterable[Plan]) -> None:
+def read_lr_tensors(lr_tensors: LrTensors, device_states: Iterable[DeviceState]) -> None:
     """Before a launch: what the tensors hold now, into both halves of the record."""
-    for plan in plans:
-        if plan.block is not None:
-            for number, lr in rates:
-                if lr.device.type == "cpu" != plan.device.type and capturing():
+    for device_state in device_states:
+        if device_state.buffer is not None:
+            for number, lr in lr_tensors:
+                if lr.device.type == "cpu" != device_state.device.type and capturing():
                     raise RuntimeError(
                         f"lr of param group {number} is a tensor on the CPU, which a CUDA graph "
-                        f"cannot read; move it to {plan.device} or make it a float, before the "
-                        "capture"
+                        f"cannot read; move it to {device_state.device} or make it a float, "
+                        "before the capture"
                     )
                 value = lr.detach().reshape(())
-                plan.block.record[:, layout.LR_COLUMN, number].copy_(value, non_blocking=True)
+                device_state.buffer.record[:, layout.LR_COLUMN, number].copy_(
+                    value, non_blocking=True
+                )
 
 
-def write_rates(rates: Rates, plan: Plan | None) -> None:
+def write_lr_tensors(lr_tensors: LrTensors, device_state: DeviceState | None) -> None:
     """After a launch with a schedule: what it made of them, into the user's own tensors."""
-    if plan is None or plan.block is None or not rates:
+    if device_state is None or device_state.buffer is None or not lr_tensors:
         return
-    current = plan.block.record.index_select(0, plan.block.clock[:1] & 1)
-    for number, lr in rates:
+    current = device_state.buffer.record.index_select(0, device_state.buffer.clock[:1] & 1)
+    for number, lr in lr_tensors:
         lr.copy_(current[0, layout.LR_COLUMN, number].reshape(lr.shape))

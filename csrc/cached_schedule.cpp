@@ -1,14 +1,14 @@
-// The lean advance: an explicit schedule's step on the CPU, without Python.
+// The cached advance: an explicit schedule's step on the CPU, without Python.
 //
-// As a LeanStep, it looks whether the optimizer still has the groups that it was made for, and
+// As a CachedLaunch, it looks whether the optimizer still has the groups that it was made for, and
 // counts what it did.
 #include <cstring>
 
 #include "cpu.h"
-#include "lean_groups.h"
-#include "lean_object.h"
+#include "cached_groups.h"
+#include "cached_object.h"
 
-namespace lean {
+namespace cached {
 namespace {
 
 struct ScheduleObject {
@@ -20,8 +20,8 @@ struct ScheduleObject {
 
 ScheduleObject* schedule_of(PyObject* self) { return reinterpret_cast<ScheduleObject*>(self); }
 
-// LeanSchedule(fields, attributes, group_list, groups, keep, limit): AdvanceArgs as int64; the
-// optimizer's dict, its list of groups and a tuple of them; the others as for LeanStep.
+// CachedSchedule(fields, attributes, group_list, groups, keep, limit): AdvanceArgs as int64; the
+// optimizer's dict, its list of groups and a tuple of them; the others as for CachedLaunch.
 PyObject* new_schedule(PyTypeObject* type, PyObject* arguments, PyObject*) {
   Bytes fields;
   PyObject *attributes, *group_list, *groups, *keep, *limit;
@@ -30,7 +30,7 @@ PyObject* new_schedule(PyTypeObject* type, PyObject* arguments, PyObject*) {
                         &limit))
     return nullptr;
   if (fields.size != sizeof(AdvanceArgs)) {
-    PyErr_SetString(PyExc_ValueError, "LeanSchedule: the fields' size is wrong");
+    PyErr_SetString(PyExc_ValueError, "CachedSchedule: the fields' size is wrong");
     return nullptr;
   }
   const auto allocate = reinterpret_cast<allocfunc>(PyType_GetSlot(type, Py_tp_alloc));
@@ -100,7 +100,7 @@ PyType_Slot schedule_slots[] = {
 
 }  // namespace
 
-PyType_Spec schedule_spec = {"fused_sched.engines._native.LeanSchedule", sizeof(ScheduleObject),
+PyType_Spec schedule_spec = {"fused_sched.engines._native.CachedSchedule", sizeof(ScheduleObject),
                              0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, schedule_slots};
 
-}  // namespace lean
+}  // namespace cached

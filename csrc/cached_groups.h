@@ -1,10 +1,10 @@
 // The param groups of an optimizer, and whether they are still the same with the same params.
 #pragma once
 
-#include "lean_members.h"
-#include "lean_object.h"
+#include "cached_params.h"
+#include "cached_object.h"
 
-namespace lean {
+namespace cached {
 
 // Whether a list holds the same objects, in this order, as a tuple.
 inline bool holds_all(PyObject* list, PyObject* tuple) {
@@ -27,7 +27,7 @@ class Groups {
     for (Py_ssize_t g = 0; g < count_; ++g) {
       PyObject* params = PyDict_GetItemWithError(PyList_GetItem(list, g), names.params);
       if (params == nullptr || !PyList_Check(params)) {
-        PyErr_SetString(PyExc_TypeError, "LeanStep: a group's params are no list");
+        PyErr_SetString(PyExc_TypeError, "CachedLaunch: a group's params are no list");
         return false;
       }
       PyTuple_SetItem(param_lists_.get(), g, Py_NewRef(params));
@@ -36,7 +36,7 @@ class Groups {
   }
 
   // `attributes`: the optimizer's dict.
-  bool same(PyObject* attributes, const Members& members) const {
+  bool same(PyObject* attributes, const ParamRows& rows) const {
     if (PyDict_GetItemWithError(attributes, names.param_groups) != list_.get()) return false;
     if (PyList_Size(list_.get()) != count_) return false;
     int64_t m = 0;
@@ -46,11 +46,11 @@ class Groups {
       PyObject* params = PyTuple_GetItem(param_lists_.get(), g);
       if (PyDict_GetItemWithError(group, names.params) != params) return false;
       const Py_ssize_t size = PyList_Size(params);
-      if (m + size > members.size()) return false;
+      if (m + size > rows.size()) return false;
       for (Py_ssize_t i = 0; i < size; ++i, ++m)
-        if (PyList_GetItem(params, i) != members[m]) return false;
+        if (PyList_GetItem(params, i) != rows[m]) return false;
     }
-    return m == members.size();
+    return m == rows.size();
   }
 
   int traverse(visitproc visit, void* arg) const {
@@ -63,4 +63,4 @@ class Groups {
   Py_ssize_t count_ = 0;
 };
 
-}  // namespace lean
+}  // namespace cached

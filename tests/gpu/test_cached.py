@@ -1,4 +1,4 @@
-"""Lean steps on a GPU: what they cost, and where they leave the step to Python."""
+"""Cached launches on a GPU: what they cost, and where they leave the step to Python."""
 
 from __future__ import annotations
 
@@ -32,37 +32,37 @@ TENSORS = 148
 """As many as GPT-2 has."""
 
 HOST_MICROSECONDS = 25
-"""Of a lean step of that many. Without the launch 14 were measured, on two cores of an EPYC (Zen 4)
-under load; a launch takes some 3, and a copy of new gradients' addresses as much."""
+"""Of a cached launch of that many. Without the launch 14 were measured, on two cores of an EPYC
+(Zen 4) under load; a launch takes some 3, and a copy of new gradients' addresses as much."""
 
 
 def train_both_fused(pair: Any, device: torch.device) -> tuple[Training, Training]:
-    """(ours, stock), a few steps old; ours takes lean ones."""
+    """(ours, stock), a few steps old; ours takes cached ones."""
     ours, stock = train_both(pair, device)
     fused_sched.fuse(ours.opt, ours.sched)
     for _ in range(3):
         ours.iteration()
         stock.iteration()
-    assert ours.opt._lean is not None
+    assert ours.opt._cached is not None
     return ours, stock
 
 
 def alone(opt: Any) -> bool:
-    """The lean step by itself, also while somebody profiles."""
+    """The cached launch by itself, also while somebody profiles."""
     enabled = torch.autograd.profiler._is_profiler_enabled
     torch.autograd.profiler._is_profiler_enabled = False
     try:
-        return opt._lean.step(opt)
+        return opt._cached.step(opt)
     finally:
         torch.autograd.profiler._is_profiler_enabled = enabled
 
 
-LEAN = [pair for pair in PAIRS if pair.schedule is not lambdas]
+CACHED = [pair for pair in PAIRS if pair.schedule is not lambdas]
 """Not those whose next lr the host asks a function for, at each call."""
 
 
-@pytest.mark.parametrize("pair", LEAN, ids=[pair.id for pair in LEAN])
-def test_lean_steps_equal_stock(pair, cuda):
+@pytest.mark.parametrize("pair", CACHED, ids=[pair.id for pair in CACHED])
+def test_cached_launches_equal_stock(pair, cuda):
     ours, stock = train_both_fused(pair, cuda)
     for _ in range(50):
         for training in (ours, stock):
@@ -78,7 +78,7 @@ def test_lean_steps_equal_stock(pair, cuda):
     assert ours.steps() == stock.steps()
 
 
-def test_lean_step_is_one_kernel(cuda, engine, tmp_path):
+def test_cached_launch_is_one_kernel(cuda, engine, tmp_path):
     """New gradients' addresses are parameters of the native kernel, and a copy for Triton's."""
     ours, _ = train_both_fused(ADAMW_ONE_CYCLE, cuda)
     ours.opt.step()
@@ -93,7 +93,7 @@ def test_lean_step_is_one_kernel(cuda, engine, tmp_path):
             param.grad = param.grad.clone()
 
 
-def test_lean_step_with_new_gradients_does_not_wait(cuda):
+def test_cached_launch_with_new_gradients_does_not_wait(cuda):
     """What copies their addresses returns while the device is busy."""
     weight = Parameter(torch.zeros(4, device=cuda))
     opt = fused_sched.optim.SGD([weight], lr=1.0)
@@ -111,7 +111,7 @@ def test_lean_step_with_new_gradients_does_not_wait(cuda):
     assert weight.tolist() == [-6.0] * 4
 
 
-def test_lean_steps_and_a_look_at_the_state_do_not_wait(cuda):
+def test_cached_launches_and_a_look_at_the_state_do_not_wait(cuda):
     ours, stock = train_both_fused(ADAMW_ONE_CYCLE, cuda)
     with no_sync(cuda):
         for _ in range(5):
@@ -125,7 +125,7 @@ def test_lean_steps_and_a_look_at_the_state_do_not_wait(cuda):
 # -- captures ------------------------------------------------------------------------------------
 
 
-def test_lean_step_declines_under_capture(cuda):
+def test_cached_launch_declines_under_capture(cuda):
     ours, _ = train_both_fused(SGD_COSINE, cuda)
     touched = torch.zeros(1, device=cuda)
     stream = torch.cuda.Stream()
@@ -143,8 +143,8 @@ def test_lean_step_declines_under_capture(cuda):
     assert nodes(graph) == {"kernel": 1}
 
 
-def test_capture_between_lean_steps(cuda):
-    """The captured step is one node; eager steps around it are the whole ones'."""
+def test_capture_between_cached_launches(cuda):
+    """The captured step is one node; eager steps around it are the full ones'."""
     ours, stock = train_both_fused(SGD_COSINE, cuda)
     graph = torch.cuda.CUDAGraph(keep_graph=True)
     ours.opt.zero_grad(set_to_none=True)
@@ -152,7 +152,7 @@ def test_capture_between_lean_steps(cuda):
     with capture(graph):
         ours.opt.step()
     assert nodes(graph) == {"kernel": 1}
-    assert ours.opt._lean is None
+    assert ours.opt._cached is None
     graph.replay()
     stock.opt.zero_grad(set_to_none=True)
     stock.backward()
@@ -161,13 +161,13 @@ def test_capture_between_lean_steps(cuda):
     for _ in range(3):
         ours.iteration(scheduler_step=False)
         stock.iteration()
-    assert ours.opt._lean is None  # replays may go on
+    assert ours.opt._cached is None  # replays may go on
     del graph
     ours.opt.release_capture()
     for _ in range(4):
         ours.iteration()
         stock.iteration()
-    assert ours.opt._lean is not None
+    assert ours.opt._cached is not None
     assert_same_values(ours, stock, "after the release")
     assert_same_params(ours, stock, torch.float64, "after the release")
 
@@ -175,8 +175,8 @@ def test_capture_between_lean_steps(cuda):
 # -- streams -------------------------------------------------------------------------------------
 
 
-def test_lean_steps_follow_the_current_stream(cuda):
-    """The first step on another stream is a whole one, which waits; those after it are lean."""
+def test_cached_launches_follow_the_current_stream(cuda):
+    """The first step on another stream is a full one, which waits; those after it are cached."""
     ours, stock = train_both_fused(SGD_COSINE, cuda)
     last = torch.cuda.current_stream()
     for stream in (torch.cuda.Stream(), torch.cuda.Stream(), torch.cuda.default_stream()):
@@ -186,7 +186,7 @@ def test_lean_steps_follow_the_current_stream(cuda):
             assert not alone(ours.opt)
             for _ in range(2):
                 ours.iteration()
-            assert ours.opt._lean is not None
+            assert ours.opt._cached is not None
             ours.iteration()
         last = stream
     torch.cuda.current_stream().wait_stream(last)
@@ -196,7 +196,7 @@ def test_lean_steps_follow_the_current_stream(cuda):
     assert_same_params(ours, stock, torch.float64, "after 9 steps")
 
 
-def test_step_on_another_stream_waits_for_the_lean_one(cuda):
+def test_step_on_another_stream_waits_for_the_cached_one(cuda):
     weight = Parameter(torch.zeros(4, device=cuda))
     weight.grad = torch.ones_like(weight)
     opt = fused_sched.optim.SGD([weight], lr=1.0, momentum=0.5)
@@ -211,13 +211,13 @@ def test_step_on_another_stream_waits_for_the_lean_one(cuda):
     assert weight.tolist() == [-6.125] * 4
 
 
-def test_lr_written_on_another_stream_reaches_the_lean_step(cuda):
+def test_lr_written_on_another_stream_reaches_the_cached_step(cuda):
     weight = Parameter(torch.zeros(4, device=cuda))
     weight.grad = torch.ones_like(weight)
     opt = fused_sched.optim.SGD([weight], lr=1.0)
     for _ in range(2):
         opt.step()
-    assert opt._lean is not None
+    assert opt._cached is not None
     torch.cuda.synchronize()
     with torch.cuda.stream(torch.cuda.Stream()):
         torch.cuda._sleep(SLEEP)
@@ -228,7 +228,7 @@ def test_lr_written_on_another_stream_reaches_the_lean_step(cuda):
 
 
 def test_gpu_that_is_not_the_current_one(cuda, engine):
-    """The native engine changes to it; Triton's kernel is left to the whole step."""
+    """The native engine changes to it; Triton's kernel is left to the full step."""
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
     weight = Parameter(torch.zeros(4, device="cuda:1"))
@@ -267,8 +267,8 @@ def test_host_time_of_a_fused_step(cuda, record_property):
     fused_sched.fuse(opt, scheduler)
     for _ in range(3):
         opt.step()
-    assert opt._lean is not None
-    lean = host_microseconds(opt.step)
+    assert opt._cached is not None
+    cached = host_microseconds(opt.step)
     grads = itertools.cycle([torch.ones_like(param) for param in params] for _ in range(2))
 
     def step_with_new_gradients() -> None:
@@ -281,10 +281,8 @@ def test_host_time_of_a_fused_step(cuda, record_property):
             param.grad = grad
 
     moved = host_microseconds(step_with_new_gradients) - host_microseconds(assign)
-    whole = host_microseconds(opt._ledger.stepper.step)
-    told = (
-        f"{TENSORS} tensors: lean {lean:.1f} us, with new gradients {moved:.1f}, whole {whole:.1f}"
-    )
+    full = host_microseconds(opt._ledger.stepper.step)
+    told = f"{TENSORS} tensors: cached {cached:.1f} us, new gradients {moved:.1f}, full {full:.1f}"
     record_property("host_time", told)
     print(told)
-    assert lean < HOST_MICROSECONDS, told
+    assert cached < HOST_MICROSECONDS, told

@@ -1,4 +1,4 @@
-"""The lean step of a schedule that asks users' functions: torch's recurrence, on the host."""
+"""The cached launch of a schedule that asks users' functions: torch's recurrence, on the host."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from typing import Any
 from torch import Tensor
 
 from fused_sched.tables import layout
-from fused_sched.tables.block import Block, numbers_of
+from fused_sched.tables.device_buffer import DeviceBuffer, numbers_of
 
+from .device_state import capturing
 from .mirror import Mirror
-from .plan import capturing
 
 
-class LeanHost:
-    """Steps of the only scheduler of an optimizer whose block, if it has one, lies on the CPU.
+class CachedHostStep:
+    """Steps of the only scheduler of an optimizer whose buffer, if it has one, lies on the CPU.
 
     It does what torch's ``step()`` does, in the same order, past the scheduler's and the groups'
-    own methods; whatever may be other than at the last whole step is looked at first.
+    own methods; whatever may be other than at the last full step is looked at first.
 
     Args:
         scheduler: has ``_next_values``, which asks the functions.
     """
 
-    def __init__(self, mirror: Mirror, scheduler: Any, block: Block | None) -> None:
+    def __init__(self, mirror: Mirror, scheduler: Any, buffer: DeviceBuffer | None) -> None:
         self._mirror = mirror
         self._scheduler = weakref.ref(scheduler)
         self._next_values = type(scheduler)._next_values
         self._list = mirror.optimizer.param_groups
         self._groups = tuple(self._list)
-        self._columns = [] if block is None else _columns(block)
-        self._block = block  # which owns the columns' memory
+        self._columns = [] if buffer is None else _columns(buffer)
+        self._buffer = buffer  # which owns the columns' memory
 
     def take(self) -> int:
         """Steps that the host has yet to make: none."""
@@ -45,16 +45,16 @@ class LeanHost:
     def step(self) -> bool:
         """True if the step was made."""
         mirror, scheduler = self._mirror, self._scheduler()
-        if scheduler is None or mirror.hosting or capturing():
+        if scheduler is None or mirror.sync_suspended or capturing():
             return False
-        with mirror.host_only():
+        with mirror.suspend_sync():
             attributes = scheduler.__dict__
             if not self._is_as_before(attributes):
                 return False
-            values = self._step(attributes)
+            values = self._advance(attributes)
         more = self._columns and mirror.written  # a function has assigned something
         if more or not all([isinstance(value, float) for value in values]):
-            mirror.drop_lean_schedule()
+            mirror.drop_cached_schedule()
             mirror.follow(scheduler)
         else:
             for column in self._columns:
@@ -67,7 +67,7 @@ class LeanHost:
         calls = len(attributes["lr_lambdas"]) == len(groups)
         return same and calls and self.is_current()
 
-    def _step(self, attributes: dict[str, Any]) -> list[Any]:
+    def _advance(self, attributes: dict[str, Any]) -> list[Any]:
         attributes["_step_count"] += 1
         attributes["_get_lr_called_within_step"] = True
         try:
@@ -81,7 +81,7 @@ class LeanHost:
         return values
 
 
-def _columns(block: Block) -> list[Any]:
+def _columns(buffer: DeviceBuffer) -> list[Any]:
     """lr in both halves of the record, as arrays of one number for each group."""
-    halves = block.record[:, layout.LR_COLUMN]
+    halves = buffer.record[:, layout.LR_COLUMN]
     return [numbers_of(half) for half in halves]

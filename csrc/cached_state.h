@@ -1,16 +1,16 @@
 // What `optimizer.state` shows while somebody holds it: the tensors that the launches write, and
-// the step counts, which a lean step then keeps current.
+// the step counts, which a cached launch then keeps current.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 #include <vector>
 
-#include "lean_object.h"
+#include "cached_object.h"
 
-namespace lean {
+namespace cached {
 
-class ShownState {
+class ExposedState {
  public:
   // keeper  dict whose "state" is {param: {name: tensor}}
   // rows    tuple; for each member of the table, in its order,
@@ -145,4 +145,4 @@ class ShownState {
   std::vector<Entry> entries_;  // by column of the table
 };
 
-}  // namespace lean
+}  // namespace cached

@@ -1,11 +1,11 @@
-// What the lean types need of Python and torch, and their way into the module.
-#include "lean.h"
+// What the cached types need of Python and torch, and their way into the module.
+#include "cached.h"
 
 #include <cstring>
 
-#include "lean_object.h"
+#include "cached_object.h"
 
-namespace lean {
+namespace cached {
 
 Torch torch{};
 Names names{};
@@ -45,19 +45,19 @@ bool find_getter(PyObject* type, const char* name, PyGetSetDef* out) {
 }
 
 }  // namespace
-}  // namespace lean
+}  // namespace cached
 
-using namespace lean;
+using namespace cached;
 
-int add_lean_types(PyObject* module) {
+int add_cached_types(PyObject* module) {
   if (!intern_names()) return -1;
-  if (add_type(module, &step_spec, "LeanStep") != 0) return -1;
+  if (add_type(module, &step_spec, "CachedLaunch") != 0) return -1;
   if (add_type(module, &triton_spec, "TritonStep") != 0) return -1;
-  if (add_type(module, &call_spec, "LeanCall") != 0) return -1;
-  return add_type(module, &schedule_spec, "LeanSchedule");
+  if (add_type(module, &call_spec, "CachedCall") != 0) return -1;
+  return add_type(module, &schedule_spec, "CachedSchedule");
 }
 
-PyObject* set_up_lean(PyObject*, PyObject* arguments) {
+PyObject* set_up_cached(PyObject*, PyObject* arguments) {
   PyObject *capsule, *base, *tensor, *profiler, *pre_hooks, *post_hooks, *increment_version;
   if (!PyArg_ParseTuple(arguments, "OO!OOOOO", &capsule, &PyType_Type, &base, &tensor, &profiler,
                         &pre_hooks, &post_hooks, &increment_version))

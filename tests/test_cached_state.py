@@ -1,4 +1,4 @@
-"""Lean steps under somebody's eyes: a held ``optimizer.state`` and step hooks."""
+"""Cached launches under somebody's eyes: a held ``optimizer.state`` and step hooks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import fused_sched
-from tests.test_lean import Both, Run
+from tests.test_cached import Both, Run
 from tests.training import check, named
 
 
@@ -131,26 +131,26 @@ CHANGES = [
 
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "explicit"])
 @pytest.mark.parametrize("name", ["AdamW", "SGD"])
-def test_held_state_is_current_after_every_lean_step(name, fused):
+def test_held_state_is_current_after_every_cached_step(name, fused):
     both = Held(name, fused)
-    lean = both.lean
-    assert lean is not None
+    cached = both.cached
+    assert cached is not None
     for _ in range(5):
         both.step()
         both.check()
-    assert both.lean is lean and lean.take()[0] > 0
+    assert both.cached is cached and cached.take()[0] > 0
 
 
 @pytest.mark.parametrize("change", **named(CHANGES))
 @pytest.mark.parametrize("name", ["AdamW", "SGD"])
 def test_change_through_a_held_state_counts(name, change):
     both = Held(name)
-    assert both.lean is not None
+    assert both.cached is not None
     both.do(change)
     both.step()
     both.check()
     both.step(5)
-    assert both.lean is not None
+    assert both.cached is not None
     both.check()
 
 
@@ -177,7 +177,7 @@ def test_step_tensors_of_float64_count():
         both.step(3)
     finally:
         torch.set_default_dtype(torch.float32)
-    assert both.lean is not None
+    assert both.cached is not None
     assert entries(both.ours)[0]["step"].dtype == torch.float64
     both.check()
 
@@ -186,7 +186,7 @@ def test_step_tensors_of_float64_count():
 def test_held_state_counts_on_after_a_step_with_a_scaler(found_inf):
     """Only the device knows whether that step was made."""
     both = Held(fused=False)
-    assert both.lean is not None
+    assert both.cached is not None
     for run in (both.stock, both.ours):
         run.backward()
     both.ours.opt.found_inf = torch.tensor(found_inf)
@@ -199,7 +199,7 @@ def test_held_state_counts_on_after_a_step_with_a_scaler(found_inf):
     for _ in range(4):
         both.step()
         both.check()
-    assert both.lean is not None
+    assert both.cached is not None
 
 
 def test_param_without_gradient_does_not_count():
@@ -211,7 +211,7 @@ def test_param_without_gradient_does_not_count():
                 run.params[missing].grad = None
             run.opt.step()
         both.check()
-    assert both.lean is not None
+    assert both.cached is not None
 
 
 def test_param_that_had_no_gradient_yet_enters_a_held_state():
@@ -222,7 +222,7 @@ def test_param_that_had_no_gradient_yet_enters_a_held_state():
         run.scheduler.base_lrs.append(0.1)
         run.held = run.opt.state
     both.step(4)
-    assert both.lean is not None and len(both.ours.held) == 3
+    assert both.cached is not None and len(both.ours.held) == 3
     for run in (both.stock, both.ours):
         run.params.append(run.opt.param_groups[-1]["params"][0])
     both.step(3)
@@ -235,10 +235,10 @@ def test_state_that_nobody_holds_any_more_is_counted_when_it_is_read():
     for run in (both.stock, both.ours):
         del run.held
     both.step(2)
-    both.do(lambda run: run.opt.param_groups[0].update(weight_decay=0.2))  # a whole step looks
+    both.do(lambda run: run.opt.param_groups[0].update(weight_decay=0.2))  # a full step looks
     both.step(4)
     keeper = both.ours.opt._ledger.keeper
-    assert not keeper.shown and not keeper.counts.held and both.lean is not None
+    assert not keeper.state_exposed and not keeper.counts.held and both.cached is not None
     for run in (both.stock, both.ours):
         run.held = run.opt.state
     both.check()
@@ -250,16 +250,16 @@ def test_state_that_nobody_holds_any_more_is_counted_when_it_is_read():
 
 
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "explicit"])
-def test_steps_between_hooks_are_lean(fused):
+def test_steps_between_hooks_are_cached(fused):
     both = Both(fused=fused)
     seen: list[Any] = []
     for run in (both.stock, both.ours):
         run.opt.register_step_pre_hook(lambda opt, *_: seen.append(opt))
         run.opt.register_step_post_hook(lambda opt, *_: seen.append(opt))
-    lean = both.lean
-    lean.take()
+    cached = both.cached
+    cached.take()
     both.ours.opt.step()
-    assert lean.take()[0] == 1 and seen == [both.ours.opt] * 2
+    assert cached.take()[0] == 1 and seen == [both.ours.opt] * 2
 
 
 def other_gradient(opt: Any, *_: Any) -> None:
@@ -319,7 +319,7 @@ def test_first_step_is_heard():
 
 
 def test_optimizers_that_begin_alike_go_on_by_themselves():
-    """They share what an optimizer without members or schedule has."""
+    """They share what an optimizer without rows or schedule has."""
     first, second = (Both(fused=False) for _ in range(2))
     fused_sched.fuse(first.ours.opt, first.ours.scheduler)
     for both in (first, second):

@@ -1,4 +1,4 @@
-"""Who asks for the account of lean steps: every reader gets what stock torch would say."""
+"""Who asks for the account of cached launches: every reader gets what stock torch would say."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.nn import Parameter
 import fused_sched
 from fused_sched.engines import native_build
 from tests.cases import PROMISE
-from tests.test_lean import Both
+from tests.test_cached import Both
 
 STOCK = torch.optim, torch.optim.lr_scheduler
 OURS = fused_sched.optim, fused_sched.lr_scheduler
@@ -32,7 +32,7 @@ def _native():
 def test_fusing_a_stock_plateau_loses_no_advance():
     """Converting it enrolls a second scheduler while the first one's advances are owed."""
     both = Both(fused=False)
-    assert both.ours.scheduler.__dict__["_lean"] is not None
+    assert both.ours.scheduler.__dict__["_cached"] is not None
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(both.ours.opt)
     both.step(3)
     fused_sched.fuse(both.ours.opt, plateau, interval=1)
@@ -94,9 +94,9 @@ def test_no_step_is_lost_to_a_reading_thread():
     assert float(opt.state[param]["step"]) == 2 + steps
 
 
-def test_gradients_may_change_their_dtype_between_lean_steps():
+def test_gradients_may_change_their_dtype_between_cached_launches():
     wide, narrow = [torch.float32] * 4, [torch.bfloat16] * 4
-    runs, leans = [], []
+    runs, launches = [], []
     for dtypes in (wide * 3, wide + narrow + wide):
         param = Parameter(torch.ones(40).bfloat16())
         param.grad_dtype = None
@@ -104,11 +104,11 @@ def test_gradients_may_change_their_dtype_between_lean_steps():
         for dtype in dtypes:
             param.grad = torch.full((40,), 0.5, dtype=dtype)  # the same value in both
             opt.step()
-            leans.append(opt._lean)  # held, so that none takes another's address
+            launches.append(opt._cached)  # held, so that none takes another's address
         runs.append(param)
-    phases = [{id(lean) for lean in leans[i : i + 4]} - {id(None)} for i in (12, 16, 20)]
+    phases = [{id(cached) for cached in launches[i : i + 4]} - {id(None)} for i in (12, 16, 20)]
     assert not phases[0] & phases[1] and not phases[1] & phases[2]
-    assert phases[1], "no lean step was made"
+    assert phases[1], "no cached launch was made"
     assert torch.equal(runs[0], runs[1])
 
 
