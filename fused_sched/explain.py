@@ -79,20 +79,22 @@ def explain(optimizer: Any) -> Explanation:
     ledger = ledger_of(optimizer)
     if ledger is None:
         raise TypeError(f"{type(optimizer).__name__} is not an optimizer of fused_sched.optim")
-    devices = ledger.stepper.devices()
-    engines = {str(device): choose.engine_for(device, ledger.mirror.rule) for device in devices}
-    tables = [device_state.table for device_state in ledger.mirror.device_states.values()]
-    torch_step = ledger.stepper.fallbacks()
+    devices = ledger.placement.devices()
+    engines = {
+        str(device): choose.engine_for(device, ledger.mirror.host.rule) for device in devices
+    }
+    tables = [device_state.table for device_state in ledger.mirror.host.device_states.values()]
+    torch_step = ledger.placement.fallbacks()
     launched = bool(devices) and all(e.NAME != "eager" for e in engines.values())
     on_tables = launched and not torch_step
     on_gpu = on_tables and _any_cuda(devices)
-    schedules = ledger.mirror.schedules
+    schedules = ledger.mirror.host.schedules
     explicit = [one for one in schedules.roots() if schedules.find(one) is None]
     staged = sum(len(table.staged) for table in tables)
-    copies = staged + len(ledger.mirror.lr_tensors())
+    copies = staged + len(ledger.mirror.host.lr_tensors())
     return Explanation(
         engine={device: engine.NAME for device, engine in engines.items()},
-        reason={str(device): choose.why(device, ledger.mirror.rule) for device in devices},
+        reason={str(device): choose.why(device, ledger.mirror.host.rule) for device in devices},
         torch_step=torch_step,
         launches_per_step=len(devices) + copies if on_tables else None,
         syncs_per_step=_syncs(optimizer, devices, on_tables),
@@ -142,6 +144,6 @@ def _obstacle(
         return f"torch's own step updates {described(torch_step)}"
     if not launched:
         return "the eager engine steps a device; see the reason given for it"
-    if not ledger.stepper.is_prepared():
+    if not ledger.placement.is_prepared():
         return "nothing is allocated yet; call prepare() or make one eager step"
     return None

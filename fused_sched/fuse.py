@@ -98,7 +98,7 @@ def _check_pair(optimizer: Any, scheduler: Any) -> None:
             f"{type(scheduler).__name__} belongs to another optimizer; build it on the "
             f"{type(optimizer).__name__} that it is fused with"
         )
-    if ledger is not None and ledger.mirror.schedules.is_inside(scheduler):
+    if ledger is not None and ledger.mirror.host.schedules.is_inside(scheduler):
         raise ValueError(
             f"{type(scheduler).__name__} is stepped by another scheduler; fuse that one instead"
         )
@@ -137,7 +137,7 @@ def _ledger(optimizer: Any) -> Ledger:
     optimizer._patch_step_function()
     if patched is not None:
         _track_calls(optimizer)
-    ledger.stepper.adopt()
+    ledger.placement.adopt()
     return ledger
 
 

@@ -442,7 +442,7 @@ def test_copies_go_on_by_themselves(copying, fused):
 def test_it_is_no_cyclic_reference(fused):
     both = Both(fused=fused)
     if fused:
-        both.ours.opt._ledger.mirror.schedules.fused.clear()  # held strongly, by design
+        both.ours.opt._ledger.mirror.host.schedules.fused.clear()  # held strongly, by design
     opt = weakref.ref(both.ours.opt)
     gc.collect()
     gc.disable()
@@ -523,7 +523,7 @@ def test_callable_is_asked_at_each_step_after_prepare():
         scheduler.step()
     factor[0] = 0.5
     scheduler.step()
-    (device_state,) = opt._ledger.mirror.device_states.values()
+    (device_state,) = opt._ledger.mirror.host.device_states.values()
     assert device_state.buffer.record[:, 0, 0].tolist() == [0.05, 0.05]
 
 

@@ -417,7 +417,7 @@ def test_record_shows_what_the_next_launch_uses():
     twins.run(3)
     for side in twins.sides():
         side.step()
-    assert twins.ours.opt._ledger.mirror.cadence.ahead
+    assert twins.ours.opt._ledger.mirror.account.cadence.ahead
     assert_same(float(record(twins.ours.opt)[0, 0]), float(record(twins.stock.opt)[0, 0]))
 
 
@@ -427,7 +427,7 @@ def test_record_shows_what_the_next_launch_uses():
 def tabulated(build: Any, fused: bool = True) -> Any:
     """Our side, with the tables that CUDA params need."""
     side = our_side(build)
-    side.opt._ledger.mirror.schedules.tables = True
+    side.opt._ledger.mirror.host.schedules.tables = True
     if fused:
         fused_sched.fuse(side.opt, side.scheduler)
     return side

@@ -370,7 +370,7 @@ def test_load_between_replays_keeps_addresses_and_takes_effect(row):
     recording = record(opt, params)
     recording.replay(2)
     before = [v.data_ptr() for e in opt.state.values() for k, v in e.items() if k != "step"]
-    memory = [p.buffer.memory.data_ptr() for p in opt._ledger.mirror.device_states.values()]
+    memory = [p.buffer.memory.data_ptr() for p in opt._ledger.mirror.host.device_states.values()]
     opt.load_state_dict(saved)
     schedule.load_state_dict(position)
     for param, value in zip(params, at, strict=True):
@@ -383,7 +383,9 @@ def test_load_between_replays_keeps_addresses_and_takes_effect(row):
     check(params, theirs)
     after = [v.data_ptr() for e in opt.state.values() for k, v in e.items() if k != "step"]
     assert before == after
-    assert memory == [p.buffer.memory.data_ptr() for p in opt._ledger.mirror.device_states.values()]
+    assert memory == [
+        p.buffer.memory.data_ptr() for p in opt._ledger.mirror.host.device_states.values()
+    ]
     assert opt.param_groups[0]["lr"] == source.param_groups[0]["lr"]
     assert schedule.last_epoch == 5
     steps = [float(entry.get("step", 5)) for entry in opt.state.values()]
@@ -418,7 +420,7 @@ def test_a_release_forgets_the_tables_and_keeps_the_values():
     opt.release_capture()
     assert all(
         not device_state.captured_tables
-        for device_state in opt._ledger.mirror.device_states.values()
+        for device_state in opt._ledger.mirror.host.device_states.values()
     )
     assert opt.param_groups[0]["lr"] == MOMENTUM.kwargs["lr"] / 4
     train(opt, params, [0])

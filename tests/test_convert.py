@@ -110,7 +110,7 @@ def test_plateau_is_converted_and_stays_explicit(engine):
     stock, ours = stock_side(build), stock_side(build)
     fused_sched.fuse(ours.opt, ours.scheduler, interval=1)
     assert type(ours.scheduler) is fused_sched.lr_scheduler.ReduceLROnPlateau
-    assert not ours.opt._ledger.mirror.schedules.fused
+    assert not ours.opt._ledger.mirror.host.schedules.fused
     for metric in (1.0, 0.9, torch.tensor(0.95), torch.tensor(0.95), 0.95, 0.95):
         for side in (stock, ours):
             side.step()

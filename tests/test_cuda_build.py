@@ -36,7 +36,8 @@ from fused_sched.engines import (
 from fused_sched.engines.native_structs import CUDA_UPDATE
 from fused_sched.tables import layout
 from fused_sched.tables.device_buffer import DeviceBuffer
-from fused_sched.tables.params import ParamRow, ParamTable
+from fused_sched.tables.param_row import ParamRow
+from fused_sched.tables.params import ParamTable
 from tests.cases import CHUNK
 from tests.cuda_on_host import stand_in
 from tests.cuda_on_host.stand_in import CSRC, QUICK
@@ -637,8 +638,8 @@ def test_schedule_alone_gets_the_cpu_engines_values(on_host):
     with fused_sched.use_engine("native"):
         opt.prepare()
     ledger = opt._ledger
-    (device_state,) = ledger.mirror.device_states.values()
-    number = ledger.mirror.schedules.program_of(sched)
+    (device_state,) = ledger.mirror.host.device_states.values()
+    number = ledger.mirror.host.schedules.program_of(sched)
     results = []
     for advance in (CPU_ADVANCE, native_cuda.advance):
         buffer = device_state.buffer.on_host(device_state.buffer.memory.clone())

@@ -80,7 +80,7 @@ def life(case: Any, fused: bool, name: str) -> list[Any]:
     groups = [{"params": params[:1]}, {"params": params[1:], "lr": 0.02}]
     opt = getattr(fused_sched.optim, name)(groups, lr=0.1)
     sched = case.build(fused_sched.lr_scheduler, opt)
-    opt._ledger.mirror.schedules.tables = True  # as on CUDA
+    opt._ledger.mirror.host.schedules.tables = True  # as on CUDA
     seen: list[Any] = [sched.values(3)["lr"].tolist()]
     if fused:
         fused_sched.fuse(opt, sched)

@@ -81,7 +81,7 @@ class Both:
 
     @property
     def put_off(self) -> bool:
-        return "device_states" not in vars(self.ours.opt._ledger.mirror)
+        return "device_states" not in vars(self.ours.opt._ledger.mirror.host)
 
     def check(self) -> None:
         check(self.ours.params, self.stock.params)

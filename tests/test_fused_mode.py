@@ -203,7 +203,7 @@ def test_interval_changed_keeps_the_order_of_the_schedules(engine):
     for scheduler in side.schedulers:
         fused_sched.fuse(side.opt, scheduler, interval=1)
     fused_sched.fuse(side.opt, side.scheduler, interval=2)
-    fused = side.opt._ledger.mirror.schedules.fused
+    fused = side.opt._ledger.mirror.host.schedules.fused
     assert [one.scheduler for one in fused] == side.schedulers
     assert [one.interval for one in fused] == [2, 1]
 
@@ -305,12 +305,12 @@ def test_nested_composites_come_back_from_the_device(build, launch_engine):
     twins = Twins(build)
     twins.run(5)
     for steps in (3, 4):
-        twins.ours.opt._ledger.mirror.values_ahead = (
+        twins.ours.opt._ledger.mirror.account.values_unknown = (
             True  # as after a metric that stays on the device
         )
         twins.check_host()
         twins.run(steps)
-    twins.ours.opt._ledger.mirror.values_ahead = True
+    twins.ours.opt._ledger.mirror.account.note_unknown()
     twins.check_host()
 
 
@@ -331,7 +331,7 @@ def test_recursive_table_beside_another_schedule_of_lr_trains_eagerly(engine):
 
 def test_recursive_table_beside_another_schedule_of_lr_is_refused_in_a_graph(launch_engine):
     side = our_side(RECURSIVE_TABLE, EXPONENTIAL)
-    side.opt._ledger.mirror.schedules.tables = True  # as for CUDA params
+    side.opt._ledger.mirror.host.schedules.tables = True  # as for CUDA params
     for scheduler in side.schedulers:
         fused_sched.fuse(side.opt, scheduler)
     side.step()
@@ -370,7 +370,7 @@ def test_table_that_ran_out_in_a_graph_holds_and_says_so(build, launch_engine):
     twins = Twins(build, tables=True)
     twins.run(5)
     # The steps from here on stand for replays, of a graph that nothing tells of.
-    twins.ours.opt._ledger.mirror.note_capture(None)
+    twins.ours.opt._ledger.mirror.account.note_capture(None)
     for _ in range(5):
         twins.ours.step()
     held = record(twins.ours.opt)
@@ -509,7 +509,7 @@ def test_classes_of_others_are_tabulated(engine, mode, build):
 def test_stateful_class_comes_back_from_the_device(launch_engine):
     twins = Twins(on_stock_base(stateful))
     twins.run(5)
-    twins.ours.opt._ledger.mirror.values_ahead = True
+    twins.ours.opt._ledger.mirror.account.note_unknown()
     twins.check_host()
     assert twins.ours.scheduler.calls == twins.stock.scheduler.calls
 
@@ -659,7 +659,7 @@ def test_change_that_a_graph_cannot_follow_is_refused_and_leaves_the_rest(launch
     side = our_side(make("StepLR", step_size=2))
     fused_sched.fuse(side.opt, side.scheduler, interval=1)
     side.step()
-    side.opt._ledger.mirror.note_capture(None)
+    side.opt._ledger.mirror.account.note_capture(None)
     saved = side.scheduler.state_dict()
     with pytest.raises(RuntimeError, match="changed its size.*release_capture"):
         side.scheduler.step_size = 2.5  # has no opcode: a table would have to be allocated

@@ -359,9 +359,9 @@ def test_the_last_graphs_end_releases_the_tables(way):
         graphs[0].reset() if way == "reset" else None
         del graphs[0]
         gc.collect()
-        assert number or pair.opt._ledger.mirror.captured
+        assert number or pair.opt._ledger.mirror.account.captured
     grown(pair)
-    assert not pair.opt._ledger.mirror.captured
+    assert not pair.opt._ledger.mirror.account.captured
     pair.check()
 
 

@@ -42,8 +42,10 @@ def ahead(engine):
 
 def record(opt: Any, name: str, group: int = 0) -> list[float]:
     """Both halves of the device's record, of every device_state."""
-    column = opt._ledger.mirror.schedules.columns.index(name)
-    blocks = [device_state.buffer for device_state in opt._ledger.mirror.device_states.values()]
+    column = opt._ledger.mirror.host.schedules.columns.index(name)
+    blocks = [
+        device_state.buffer for device_state in opt._ledger.mirror.host.device_states.values()
+    ]
     return [value for buffer in blocks for value in buffer.record[:, column, group].tolist()]
 
 

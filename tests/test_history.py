@@ -168,7 +168,7 @@ def test_copies_have_none():
     ours = Training(BUILDS["cosine"], fuse=True)
     ours.scheduler.history(10)
     twin = copy.deepcopy(ours.opt)
-    assert not twin._ledger.mirror.schedules.histories
+    assert not twin._ledger.mirror.host.schedules.histories
 
 
 @pytest.mark.parametrize("capacity", [0, -1, 2.5, None, True])
@@ -233,7 +233,7 @@ def test_a_ring_that_cannot_be_allocated_changes_nothing(launch_engine, fuse, mo
     with monkeypatch.context() as patch, pytest.raises(MemoryError):
         patch.setattr(torch, "zeros", out_of_memory)
         ours.scheduler.history(10)
-    assert not ours.opt._ledger.mirror.schedules.histories
+    assert not ours.opt._ledger.mirror.host.schedules.histories
     for one in (ours, stock):
         one.step(3)
     assert_as_stock(ours, stock)

@@ -167,7 +167,7 @@ def test_tables_take_less_than_a_hundred_bytes_a_tensor():
     opt = fused_sched.optim.AdamW(params)
     with fused_sched.use_engine("native"):
         opt.step()
-    (device_state,) = opt._ledger.mirror.device_states.values()
+    (device_state,) = opt._ledger.mirror.host.device_states.values()
     tables = (
         device_state.table.addresses,
         device_state.table.info,

@@ -49,10 +49,10 @@ def test_captures_and_releases_send_nothing_from_page_locked_memory(monkeypatch)
     weights = [Parameter(torch.zeros(3)) for _ in range(100)]
     opt = fused_sched.optim.SGD(weights, lr=1.0)
     opt.prepare()
-    (device_state,) = opt._ledger.mirror.device_states.values()
+    (device_state,) = opt._ledger.mirror.host.device_states.values()
     monkeypatch.setattr(params, "send", lambda *_: pytest.fail("sent inside a capture"))
     for address in range(1, 101):
-        captured = device_state.table.capture_copy()
+        captured = params.CapturedTable(device_state.table)
         device_state.captured_tables.append(captured)
         captured.send_addresses([address] * len(weights))
         assert captured.addresses[1].unique().tolist() == [address]

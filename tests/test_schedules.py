@@ -92,10 +92,10 @@ class OnDevice:
         self.opt, self.scheduler = pair(case, name, fused_sched.optim, fused_sched.lr_scheduler)
         self.opt.prepare()
         self.ledger = self.opt._ledger
-        (device_state,) = self.ledger.mirror.device_states.values()
+        (device_state,) = self.ledger.mirror.host.device_states.values()
         self.buffer = device_state.buffer
         self.program = device_state.buffer.programs[
-            self.ledger.mirror.schedules.program_of(self.scheduler)
+            self.ledger.mirror.host.schedules.program_of(self.scheduler)
         ]
 
     def advance(self, steps: int = 1, metric: float | None = None) -> Tensor:
@@ -104,7 +104,7 @@ class OnDevice:
         given = None if metric is None else torch.tensor([metric], dtype=torch.float64)
         engine = engine_for(torch.device("cpu"))
         engine.advance(self.buffer, self.program, steps, metric=given, trace=trace)
-        self.ledger.mirror.values_ahead = True
+        self.ledger.mirror.account.note_unknown()
         return trace
 
     def values(self, steps: int) -> Tensor:

@@ -163,7 +163,7 @@ def addresses(opt: Any) -> list[int]:
         for name, value in entry.items()
         if name != "step"
     ]
-    device_states = opt._ledger.mirror.device_states.values()
+    device_states = opt._ledger.mirror.host.device_states.values()
     return moments + [a for p in device_states for a in (p.buffer.memory.data_ptr(), id(p.table))]
 
 
@@ -176,7 +176,7 @@ def test_load_keeps_every_address(row, engine):
     before = addresses(opt)
     opt.load_state_dict(source.state_dict())
     train(opt, params, range(1))
-    assert addresses(opt) == before or not opt._ledger.mirror.device_states
+    assert addresses(opt) == before or not opt._ledger.mirror.host.device_states
 
 
 @pytest.mark.parametrize("row", **named(FEW))

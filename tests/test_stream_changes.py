@@ -53,7 +53,7 @@ def device_state() -> DeviceState:
     opt = fused_sched.optim.SGD([weight], lr=1.0)
     fused_sched.fuse(opt, fused_sched.lr_scheduler.MultiStepLR(opt, [3, 5]))
     opt.step()
-    (device_state,) = opt._ledger.mirror.device_states.values()
+    (device_state,) = opt._ledger.mirror.host.device_states.values()
     device_state.device = GPU
     return device_state
 

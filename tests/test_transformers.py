@@ -104,7 +104,7 @@ def test_values_far_beyond_any_horizon(case):
         opt = optimizer(fused_sched.optim)
         scheduler = case.build(opt)
         fused_sched.fuse(opt, scheduler, interval=1)
-        (device_state,) = opt._ledger.mirror.device_states.values()
+        (device_state,) = opt._ledger.mirror.host.device_states.values()
         program = device_state.buffer.programs[0]
         for epoch in (TOTAL, 10_001, 1_000_000):
             device_state.engine.advance(

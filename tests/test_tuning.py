@@ -80,7 +80,7 @@ def test_bytes_of_a_case_are_those_of_its_optimizer(task: str) -> None:
     case = Case(task, "bfloat16", 80)
     with quick():
         trained = Trained(case, CPU, "triton")
-    (device_state,) = trained.opt._ledger.mirror.device_states.values()
+    (device_state,) = trained.opt._ledger.mirror.host.device_states.values()
     assert case.bytes_moved == device_state.table.bytes_per_step()
     assert device_state.rule.name == case.key.rule
     held = sum(param.nbytes + param.grad.nbytes for param in trained.params)

@@ -71,7 +71,7 @@ class Twins:
         self.stock = stock_side(*builds, name=name)
         self.ours = our_side(*builds, name=name)
         self.called = not fused or answering
-        self.ours.opt._ledger.mirror.schedules.tables = tables
+        self.ours.opt._ledger.mirror.host.schedules.tables = tables
         self.interval = interval
         self.steps = 0
         self.peak = record(self.stock.opt).abs()
@@ -122,9 +122,9 @@ def record(opt: Any) -> Tensor:
     Nothing catches up for it: on the eager engine it is what the groups say.
     """
     ledger = getattr(opt, "_fused_sched_ledger", None)
-    for device_state in () if ledger is None else ledger.mirror.device_states.values():
+    for device_state in () if ledger is None else ledger.mirror.host.device_states.values():
         half = (
-            int(device_state.buffer.clock[0]) + ledger.mirror.cadence.ahead
+            int(device_state.buffer.clock[0]) + ledger.mirror.account.cadence.ahead
         )  # it may be taken back
         return device_state.buffer.record[half & 1].t().clone()
     encode = getattr(fused_sched.optim, type(opt).__name__)._rule.encode

@@ -85,7 +85,7 @@ class Trained:
             self.sched = cosine(fused_sched.lr_scheduler, self.opt)
             fused_sched.fuse(self.opt, self.sched)
             self.opt.prepare()
-        (self.device_state,) = self.opt._ledger.mirror.device_states.values()
+        (self.device_state,) = self.opt._ledger.mirror.host.device_states.values()
 
     def table(self) -> ParamTable:
         """Cut by the knobs as they are now."""

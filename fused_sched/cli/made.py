@@ -46,7 +46,7 @@ class Made:
         optimizer = scheduler.__dict__.get("optimizer")
         ledger = ledger_of(optimizer)
         if ledger is not None:
-            before_next_step(ledger.mirror.optimizer, self._fuse_all)
+            before_next_step(ledger.mirror.host.optimizer, self._fuse_all)
         else:
             self.refused[type(scheduler).__name__] = (
                 f"it is built on a {type(optimizer).__name__}, not on an optimizer of fused_sched"
@@ -54,7 +54,7 @@ class Made:
 
     def _fuse_all(self, optimizer: Any) -> None:
         """By now a composite has been made of the schedulers that are inside one."""
-        schedules = optimizer._ledger.mirror.schedules
+        schedules = optimizer._ledger.mirror.host.schedules
         for fused in list(schedules.fused):
             if schedules.is_inside(fused.scheduler):  # a composite took it since
                 fused_sched.unfuse(optimizer, fused.scheduler)

@@ -22,7 +22,8 @@ from . import native_build
 
 if TYPE_CHECKING:
     from fused_sched.tables.device_buffer import DeviceBuffer, Program
-    from fused_sched.tables.params import Kind, ParamTable
+    from fused_sched.tables.param_row import Kind
+    from fused_sched.tables.params import ParamTable
 
 DTYPES = {
     torch.float32: layout.FLOAT32,

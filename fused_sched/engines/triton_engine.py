@@ -25,7 +25,8 @@ from .triton_cached import cached_call, can_cache, make_triton_step
 if TYPE_CHECKING:
     from fused_sched.rules.rule import Rule
     from fused_sched.tables.device_buffer import DeviceBuffer, Program
-    from fused_sched.tables.params import Kind, ParamTable
+    from fused_sched.tables.param_row import Kind
+    from fused_sched.tables.params import ParamTable
 
 __all__ = ["cached_call", "can_cache"]  # beside what is defined here
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fused_sched import stock
-from fused_sched.runtime.schedules import NO_FORM
+from fused_sched.runtime.fused_schedule import NO_FORM
 from fused_sched.schedules.base import DeviceScheduler
 from fused_sched.tables import layout
 from fused_sched.tables.program import Row, Segments, table_of

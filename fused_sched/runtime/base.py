@@ -90,7 +90,7 @@ class FusedOptimizer(stock.Optimizer):
         self.__dict__[self._LEDGER] = Ledger(self)
         super().__init__(*args, **kwargs)
         self._rule.check_keys(self.param_groups)
-        self._ledger.stepper.adopt()
+        self._ledger.placement.adopt()
 
     @property
     def _ledger(self) -> Ledger:
@@ -104,7 +104,7 @@ class FusedOptimizer(stock.Optimizer):
 
     @state.setter
     def state(self, value: Any) -> None:
-        self._ledger.mirror.drop_cached()
+        self._ledger.mirror.account.drop_cached()
         keeper = self._ledger.keeper
         keeper.state = value if isinstance(value, defaultdict) else defaultdict(dict, value)
         keeper.state_exposed = True
@@ -117,7 +117,7 @@ class FusedOptimizer(stock.Optimizer):
             self.state = state.pop("state")
         super().__setstate__(state)
         ledger = self._ledger
-        ledger.stepper.adopt()
+        ledger.placement.adopt()
         if ledger.loading is not None:
             ledger.loading.take()
 
@@ -127,8 +127,8 @@ class FusedOptimizer(stock.Optimizer):
         ledger.mirror.refuse_if_captured("add_param_group()")
         ledger.mirror.refresh()  # what the schedules did, they did to the groups that were there
         super().add_param_group(param_group)
-        if ledger.mirror.device_states:
-            ledger.stepper.adopt()
+        if ledger.mirror.host.device_states:
+            ledger.placement.adopt()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but in place: device addresses stay, so captured graphs stay valid.
@@ -143,9 +143,9 @@ class FusedOptimizer(stock.Optimizer):
         if capturing():
             raise RuntimeError("load_state_dict() cannot run while a CUDA graph is being captured")
         ledger.mirror.refresh()
-        ledger.mirror.refresh_clock()
+        ledger.mirror.account.refresh_clock()
         optimizer = (
-            ledger.mirror.optimizer
+            ledger.mirror.host.optimizer
         )  # a wrapper (Lightning's, Accelerate's) must not be loaded
         ledger.loading = loading = Loading(ledger.mirror, ledger.keeper, ledger.stepper)
         handle = optimizer.register_load_state_dict_pre_hook(loading.see)

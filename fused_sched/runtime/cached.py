@@ -19,7 +19,7 @@ class CachedLaunches:
     def __init__(self, optimizer: weakref.ref[Any]) -> None:
         self._optimizer = optimizer
         self._scheduler: weakref.ref[Any] | None = None
-        self.owed = 0  # advances of it that the host has yet to replay
+        self.unreplayed = 0  # advances of it that the host has yet to make
         self.made_for: tuple[Any, ...] = ()  # what the last full step found
 
     @property
@@ -28,7 +28,7 @@ class CachedLaunches:
         return None if self._scheduler is None else self._scheduler()
 
     @property
-    def step(self) -> Any:
+    def launch(self) -> Any:
         """The cached launch that there is, or None."""
         optimizer = self._optimizer()
         return None if optimizer is None else optimizer.__dict__.get(CACHED)
@@ -37,8 +37,8 @@ class CachedLaunches:
 
     def take_steps(self) -> tuple[int, Mapping[int, int]]:
         """(steps made alone since the last look; by number of a param, those it missed)."""
-        step = self.step
-        return (0, {}) if step is None else step.take()
+        launch = self.launch
+        return (0, {}) if launch is None else launch.take()
 
     def take_advances(self) -> bool:
         """Count the advances made alone; False if the scheduler went with its count."""
@@ -46,38 +46,42 @@ class CachedLaunches:
             return True
         scheduler = self._scheduler()
         if scheduler is None:
-            self._scheduler, self.owed = None, 0
+            self._scheduler, self.unreplayed = None, 0
             return False
         cached = scheduler.__dict__.get(CACHED)
-        self.owed += 0 if cached is None else cached.take()
+        self.unreplayed += 0 if cached is None else cached.take()
         return True
+
+    def take_unreplayed(self) -> int:
+        """The advances; the host makes them now."""
+        unreplayed, self.unreplayed = self.unreplayed, 0
+        return unreplayed
 
     def replay(self) -> None:
         """Make the host's scheduler follow."""
-        owed, self.owed = self.owed, 0
         scheduler = self.scheduler
-        for _ in range(owed):
+        for _ in range(self.take_unreplayed()):
             scheduler._host_step()
 
     # -- kept and dropped ------------------------------------------------------------------------
 
-    def keep_step(self, step: Any) -> None:
+    def keep_launch(self, launch: Any) -> None:
         optimizer = self._optimizer()
-        if step is not None and optimizer is not None:
-            optimizer.__dict__[CACHED] = step
+        if launch is not None and optimizer is not None:
+            optimizer.__dict__[CACHED] = launch
 
     def keep_schedule(self, scheduler: Any, cached: Any) -> None:
         self._scheduler = weakref.ref(scheduler)
         scheduler.__dict__[CACHED] = cached
 
-    def drop_step(self) -> None:
+    def drop_launch(self) -> None:
         self.made_for = ()
-        if self.step is not None:
+        if self.launch is not None:
             del self._optimizer().__dict__[CACHED]
 
     def drop_schedule(self) -> None:
         scheduler = self.scheduler
         if scheduler is not None:
             scheduler.__dict__.pop(CACHED, None)
-        if not self.owed:
+        if not self.unreplayed:
             self._scheduler = None

@@ -29,7 +29,7 @@ class CachedHostStep:
         self._mirror = mirror
         self._scheduler = weakref.ref(scheduler)
         self._next_values = type(scheduler)._next_values
-        self._list = mirror.optimizer.param_groups
+        self._list = mirror.host.optimizer.param_groups
         self._groups = tuple(self._list)
         self._columns = [] if buffer is None else _columns(buffer)
         self._buffer = buffer  # which owns the columns' memory
@@ -40,29 +40,29 @@ class CachedHostStep:
 
     def is_current(self) -> bool:
         """Whether the scheduler's attributes are those of now."""
-        return not (self._mirror.values_ahead or self._mirror.captured)
+        return not self._mirror.account.device_leads
 
     def step(self) -> bool:
         """True if the step was made."""
         mirror, scheduler = self._mirror, self._scheduler()
-        if scheduler is None or mirror.sync_suspended or capturing():
+        if scheduler is None or mirror.host.sync_suspended or capturing():
             return False
-        with mirror.suspend_sync():
+        with mirror.host.suspend_sync():
             attributes = scheduler.__dict__
             if not self._is_as_before(attributes):
                 return False
             values = self._advance(attributes)
-        more = self._columns and mirror.written  # a function has assigned something
+        more = self._columns and mirror.sender.written  # a function has assigned something
         if more or not all([isinstance(value, float) for value in values]):
-            mirror.drop_cached_schedule()
-            mirror.follow(scheduler)
+            mirror.account.drop_cached_schedule()
+            mirror.sender.follow(scheduler)
         else:
             for column in self._columns:
                 column[:] = values
         return True
 
     def _is_as_before(self, attributes: dict[str, Any]) -> bool:
-        groups, now = self._groups, self._mirror.optimizer.param_groups
+        groups, now = self._groups, self._mirror.host.optimizer.param_groups
         same = now is self._list and len(now) == len(groups) and all(map(is_, now, groups))
         calls = len(attributes["lr_lambdas"]) == len(groups)
         return same and calls and self.is_current()

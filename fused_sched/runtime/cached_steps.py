@@ -19,27 +19,27 @@ from .cached import CACHED
 from .cached_host import CachedHostStep
 from .device_state import DeviceState
 from .exposed_state import can_watch, watch
+from .fused_schedule import is_tabulated
 from .mirror import Mirror
-from .schedules import is_tabulated
 from .state import StateKeeper
 
 
 def keep_step(mirror: Mirror, keeper: StateKeeper, params: Sequence[Tensor]) -> None:
     """After a full step: make the next ones cached, if they can be."""
-    device_states = list(mirror.device_states.values())
+    device_states = list(mirror.host.device_states.values())
     if len(device_states) != 1 or not _is_ordinary(mirror, keeper, device_states[0]):
-        mirror.drop_cached()
+        mirror.account.drop_cached()
         return
     (device_state,) = device_states
     made_for = launch_key(device_state, keeper)
-    here = mirror.cached.step
-    known = made_for == mirror.cached.made_for
+    here = mirror.account.cached.launch
+    known = made_for == mirror.account.cached.made_for
     if here is not None and known:
-        here.renew(mirror.steps_left())
+        here.renew(mirror.account.steps_left())
         keep_calls(mirror, device_state)
         return
-    mirror.drop_cached()
-    mirror.cached.made_for = made_for
+    mirror.account.drop_cached()
+    mirror.account.cached.made_for = made_for
     if known:  # for the second time: where every step changes something it would never pay
         snapshot = _snapshot(mirror, keeper, device_state, params)
         make = device_state.engine.cached_launch
@@ -52,7 +52,7 @@ def keep_step(mirror: Mirror, keeper: StateKeeper, params: Sequence[Tensor]) -> 
         )
         if step is not None and keeper.state_exposed:
             watch(step, keeper, device_state.table.rows)
-        mirror.cached.keep_step(step)
+        mirror.account.cached.keep_launch(step)
         keep_calls(mirror, device_state)
 
 
@@ -70,14 +70,14 @@ def launch_key(device_state: DeviceState, keeper: StateKeeper) -> tuple[Any, ...
 
 def keep_schedule(mirror: Mirror, scheduler: Any) -> None:
     """After a step of the only scheduler, on the host: make the next ones cached."""
-    device_states = list(mirror.device_states.values())
-    schedules = mirror.schedules
+    device_states = list(mirror.host.device_states.values())
+    schedules = mirror.host.schedules
     alone = list(schedules.roots()) == [scheduler] and not schedules.fused
-    if not alone or len(device_states) > 1 or mirror.captured or mirror.lr_tensors():
+    if not alone or len(device_states) > 1 or mirror.account.captured or mirror.host.lr_tensors():
         return
     if _asks_alone(mirror, scheduler):
         buffer = device_states[0].buffer if device_states else None
-        mirror.cached.keep_schedule(scheduler, CachedHostStep(mirror, scheduler, buffer))
+        mirror.account.cached.keep_schedule(scheduler, CachedHostStep(mirror, scheduler, buffer))
         return
     number = schedules.program_of(scheduler)
     if number is None or not device_states:
@@ -88,10 +88,10 @@ def keep_schedule(mirror: Mirror, scheduler: Any) -> None:
     make = getattr(device_state.engine, "cached_schedule", None)
     if make is None or device_state.buffer is None or device_state.device.type != "cpu":
         return
-    mirror.send_rows()
-    program, ends = device_state.buffer.programs[number], mirror.programs[number].ends
-    mirror.cached.keep_schedule(
-        scheduler, make(device_state.buffer, program, mirror.optimizer, ends)
+    mirror.sender.send_rows()
+    program, ends = device_state.buffer.programs[number], mirror.sender.programs[number].ends
+    mirror.account.cached.keep_schedule(
+        scheduler, make(device_state.buffer, program, mirror.host.optimizer, ends)
     )
 
 
@@ -102,19 +102,21 @@ def _asks_alone(mirror: Mirror, scheduler: Any) -> bool:
         and is_tabulated(scheduler)
         and not scheduler._changed()
         and scheduler.hyper == "lr"
-        and not mirror.schedules.tables
-        and all(device_state.device.type == "cpu" for device_state in mirror.device_states.values())
+        and not mirror.host.schedules.tables
+        and all(
+            device_state.device.type == "cpu" for device_state in mirror.host.device_states.values()
+        )
     )
 
 
 def keep_calls(mirror: Mirror, device_state: DeviceState) -> None:
     """The calls of fused schedulers that only confirm what the launches have made."""
-    if not mirror.schedules.governed or mirror.hosted():
+    if not mirror.host.schedules.governed or mirror.account.hosted():
         return
-    for number, fused in enumerate(mirror.schedules.fused):
+    for number, fused in enumerate(mirror.host.schedules.fused):
         if CACHED not in fused.scheduler.__dict__:
             fused.scheduler.__dict__[CACHED] = device_state.engine.cached_call(
-                mirror.cadence.words, number, mirror.optimizer
+                mirror.account.cadence.words, number, mirror.host.optimizer
             )
 
 
@@ -122,14 +124,14 @@ def _snapshot(
     mirror: Mirror, keeper: StateKeeper, device_state: DeviceState, params: Sequence[Tensor]
 ) -> LaunchSnapshot:
     reached = {m.index for m in device_state.table.rows if keeper.reached(m)}
-    governed = bool(mirror.schedules.fused) and mirror.schedules.governed
-    cadence = mirror.cadence.words if governed else None
+    governed = bool(mirror.host.schedules.fused) and mirror.host.schedules.governed
+    cadence = mirror.account.cadence.words if governed else None
     return LaunchSnapshot(
-        mirror.optimizer,
+        mirror.host.optimizer,
         params,
         reached,
         FORCED,
-        mirror.steps_left(),
+        mirror.account.steps_left(),
         layout.COUNTED,
         cadence,
         vars(device_state),
@@ -142,8 +144,10 @@ def _is_ordinary(mirror: Mirror, keeper: StateKeeper, device_state: DeviceState)
         device_state.buffer is not None
         and device_state.engine.can_cache(device_state.buffer, device_state.table)
         and all(row.plain for row in device_state.table.rows)
-        and not (mirror.captured or mirror.values_ahead or keeper.counts.held)
-        and not (keeper.state_exposed and mirror.clock_ahead)  # the counts that it shows are behind
+        and not (mirror.account.device_leads or keeper.counts.held)
+        and not (
+            keeper.state_exposed and mirror.account.clock_unknown
+        )  # the counts that it shows are behind
         and (not keeper.state_exposed or can_watch(keeper, device_state.table.rows))
-        and not (mirror.zeroed or mirror.lr_tensors() or mirror.counts_intervals())
+        and not (mirror.zeroed or mirror.host.lr_tensors() or mirror.account.counts_intervals())
     )

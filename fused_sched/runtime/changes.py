@@ -18,7 +18,7 @@ def take_changes(
         The rows whose tensors are others now; with ``in_place`` only those that cannot be
         copied into the table's own without being rounded.
     """
-    mirror.refresh_clock()
+    mirror.account.refresh_clock()
     gone: set[int] = set()
     told = False
     for row in device_state.table.rows:
@@ -29,10 +29,15 @@ def take_changes(
             device_state.offsets[row.index] = device_state.clock - step
             keeper.note_step(row)
             told = True
-        if replaced and in_place and not moved and (mirror.captured or keeper.same_dtypes(row)):
-            with mirror.suspend_sync():
-                group = mirror.optimizer.param_groups[row.group]
-                keeper.restore(row, group, mirror.captured)
+        if (
+            replaced
+            and in_place
+            and not moved
+            and (mirror.account.captured or keeper.same_dtypes(row))
+        ):
+            with mirror.host.suspend_sync():
+                group = mirror.host.optimizer.param_groups[row.group]
+                keeper.restore(row, group, mirror.account.captured)
             device_state.state_clock = -1  # what is shown of it is yet to be written
         elif replaced:
             gone.add(row.index)
@@ -44,13 +49,13 @@ def take_changes(
 def show_state(mirror: Mirror, keeper: StateKeeper) -> Any:
     """``optimizer.state`` as of now."""
     if not keeper.state_exposed:
-        mirror.drop_cached()  # the next one watches the state
+        mirror.account.drop_cached()  # the next one watches the state
     keeper.state_exposed = True
-    if not mirror.sync_suspended and not capturing():
-        mirror.refresh_clock()
+    if not mirror.host.sync_suspended and not capturing():
+        mirror.account.refresh_clock()
         if any(
             device_state.clock != device_state.state_clock
-            for device_state in mirror.device_states.values()
+            for device_state in mirror.host.device_states.values()
         ):
-            keeper.write_steps(mirror.device_states.values())
+            keeper.write_steps(mirror.host.device_states.values())
     return keeper.state

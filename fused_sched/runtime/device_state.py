@@ -14,7 +14,8 @@ from torch.autograd.graph import increment_version
 from fused_sched.rules.rule import Rule
 from fused_sched.tables import layout
 from fused_sched.tables.device_buffer import DeviceBuffer, Program, send
-from fused_sched.tables.params import ParamRow, ParamTable
+from fused_sched.tables.param_row import ParamRow
+from fused_sched.tables.params import CapturedTable, ParamTable
 from fused_sched.tables.program import Assembled
 
 RELEASE = (
@@ -79,7 +80,7 @@ class DeviceState:
         self.offsets = [0] * params
         self.buffer: DeviceBuffer | None = None
         self.table = _empty_table(device, name)
-        self.captured_tables: list[ParamTable] = []
+        self.captured_tables: list[CapturedTable] = []
         self.loaded: set[Any] = set()
         self._last_stream: Any = None
 
@@ -134,6 +135,11 @@ class DeviceState:
         self.join_stream()
         for column, value in values.items():
             self.buffer.write(column, group, value)
+
+    def clear_overrun(self) -> None:
+        """A schedule that ran past its end has been reported."""
+        assert self.buffer is not None
+        self.buffer.clock[layout.OVERRUN].zero_()
 
     def take_clock(self) -> None:
         """Take the device's clock and offsets; waits for it."""
@@ -206,8 +212,8 @@ class DeviceState:
         table = self.table
         if capturing(self.device):
             # The graph owns its addresses: eager steps and other captures have theirs.
-            table = table.capture_copy()
-            self.captured_tables.append(table)
+            table = captured = CapturedTable(table)
+            self.captured_tables.append(captured)
         self.join_stream()
         staged = table.staged
         for row in staged:
@@ -215,10 +221,24 @@ class DeviceState:
         program, how = self.fused_program(), advance
         if how is None:
             program, how = None, layout.STAY
+        scale, found_inf = self._readable(scale), self._readable(found_inf)
         self.engine.update(self.buffer, table, grads, program, self.rule, how, scale, found_inf)
         increment_version(table.params_with(grads))
         for row in staged:
             row.stage_out(unscaled=scale is not None)
+
+    def advance(self, number: int, metric: Tensor | None = None) -> None:
+        """Advance one of the schedules' programs by a launch of its own."""
+        assert self.buffer is not None
+        self.join_stream()
+        here = None if metric is None else metric.to(self.device, torch.float64).reshape(1)
+        self.engine.advance(self.buffer, self.buffer.programs[number], metric=here)
+
+    def _readable(self, scalar: Tensor | None) -> Tensor | None:
+        """A scaler's tensor as the kernel reads it, on this device."""
+        if scalar is None or (scalar.device == self.device and scalar.dtype == torch.float32):
+            return scalar
+        return scalar.to(self.device, torch.float32, non_blocking=True)
 
     def count_step(self, grads: Sequence[int]) -> None:
         """The host's account of a launch that moved."""

@@ -4,82 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fused_sched.runtime.users_line import warn
 
 from .cached_steps import keep_schedule
 from .device_state import RELEASE, capturing
+from .fused_schedule import FusedSchedule
 from .mirror import Mirror
-from .schedules import FusedSchedule
+from .placement import Placement
 from .stepper import Stepper
-
-
-def step_scheduler(
-    mirror: Mirror, stepper: Stepper, scheduler: Any, *args: Any, **kwargs: Any
-) -> None:
-    """``scheduler.step()`` of one of our schedulers."""
-    with mirror.lock:
-        _step_scheduler(mirror, stepper, scheduler, *args, **kwargs)
-
-
-def _step_scheduler(
-    mirror: Mirror, stepper: Stepper, scheduler: Any, *args: Any, **kwargs: Any
-) -> None:
-    fused = mirror.schedules.find(scheduler)
-    if not mirror.sync_suspended:
-        mirror.end_captures()
-    if mirror.sync_suspended:
-        scheduler._host_step(*args, **kwargs)
-    elif fused is not None and not args and not kwargs:
-        _step_fused(mirror, stepper, fused)
-    elif not _advance_on_device(mirror, stepper, scheduler, args, kwargs):
-        _step_on_host(mirror, scheduler, *args, **kwargs)
-        keep_schedule(mirror, scheduler)
-
-
-def _step_on_host(mirror: Mirror, scheduler: Any, *args: Any, **kwargs: Any) -> None:
-    """torch's own step; then the device gets the values."""
-    mirror.refresh()
-    try:
-        with mirror.suspend_sync():
-            scheduler._host_step(*args, **kwargs)
-    finally:
-        mirror.follow(scheduler)  # torch may raise when it has written a part
-
-
-# -- a fused scheduler ---------------------------------------------------------------------------
-
-
-def _step_fused(mirror: Mirror, stepper: Stepper, fused: FusedSchedule) -> None:
-    """A call for a schedule that rides in the launch of ``optimizer.step()``."""
-    if capturing():
-        return  # the captured launch advances it
-    stepper.adopt()  # the groups may be others than those that the launch has moved
-    fused.calls += 1
-    if mirror.captured:
-        _warn_once(fused, _MOVED_BY_REPLAYS.format(type(fused.scheduler).__name__))
-    elif fused.interval is not None:
-        _warn_once(fused, _moved_by_interval(mirror, fused))
-    elif not mirror.cadence.confirm(number := mirror.schedules.fused.index(fused)):
-        _step_unexpected(mirror, fused)
-        if number == 0:
-            mirror.cadence.called()
-
-
-def _step_unexpected(mirror: Mirror, fused: FusedSchedule) -> None:
-    """A call whose step no launch has made ahead: by a launch of its own, or on the host."""
-    if mirror.can_advance_alone():
-        mirror.take_back()
-        for device_state in mirror.with_buffer():
-            assert device_state.buffer is not None
-            device_state.join_stream()
-            device_state.engine.advance(device_state.buffer, device_state.buffer.programs[0])
-        mirror.cadence.made_alone()
-    else:
-        _step_on_host(mirror, fused.scheduler)
-
 
 _MOVED_BY_REPLAYS = (
     "{}.step() was called while a captured graph moves the schedule: each replay of "
@@ -87,9 +21,8 @@ _MOVED_BY_REPLAYS = (
 )
 
 
-def _moved_by_interval(mirror: Mirror, fused: FusedSchedule) -> str:
+def _moved_by_interval(fused: FusedSchedule) -> str:
     name, interval = type(fused.scheduler).__name__, fused.interval
-    mirror.settle()
     return (
         f"{name}.step() was called {fused.calls} times in {fused.steps} optimizer steps, but it "
         f"is fused with interval={interval}: it advances by itself after every {interval} of them, "
@@ -104,55 +37,117 @@ def _warn_once(fused: FusedSchedule, message: str) -> None:
         warn(message)
 
 
-# -- on the device -------------------------------------------------------------------------------
+class SchedulerSteps:
+    """Calls of ``step()`` of the schedulers of one optimizer."""
 
+    def __init__(self, mirror: Mirror, placement: Placement, stepper: Stepper) -> None:
+        self._mirror = mirror
+        self._placement = placement
+        self._stepper = stepper
 
-def _advance_on_device(
-    mirror: Mirror, stepper: Stepper, scheduler: Any, args: Any, kwargs: Any
-) -> bool:
-    """Launch the scheduler's own program where the host cannot run it; False if it can."""
-    metric = scheduler._device_metric(*args, **kwargs)
-    inside = capturing()
-    on_device = metric is not None and metric.device in mirror.device_states
-    if not (inside or mirror.captured or mirror.values_ahead or on_device):
-        return False
-    number = mirror.schedules.program_of(scheduler)
-    if number is None and not inside and not mirror.captured and on_device:
-        stepper.prepare(scaled=False)
-        number = mirror.schedules.program_of(scheduler)
-    if number is None or (metric is None and (args or kwargs)):
+    def step(self, scheduler: Any, *args: Any, **kwargs: Any) -> None:
+        """``scheduler.step()`` of one of our schedulers."""
+        with self._mirror.host.lock:
+            self._step_where_due(scheduler, *args, **kwargs)
+
+    def _step_where_due(self, scheduler: Any, *args: Any, **kwargs: Any) -> None:
+        mirror = self._mirror
+        fused = mirror.host.schedules.find(scheduler)
+        if mirror.host.sync_suspended:
+            scheduler._host_step(*args, **kwargs)
+            return
+        mirror.end_captures()
+        if fused is not None and not args and not kwargs:
+            self._step_fused(fused)
+        elif not self._advance_on_device(scheduler, args, kwargs):
+            self._step_on_host(scheduler, *args, **kwargs)
+            keep_schedule(mirror, scheduler)
+
+    def _step_on_host(self, scheduler: Any, *args: Any, **kwargs: Any) -> None:
+        """torch's own step; then the device gets the values."""
+        self._mirror.refresh()
+        try:
+            with self._mirror.host.suspend_sync():
+                scheduler._host_step(*args, **kwargs)
+        finally:
+            self._mirror.sender.follow(scheduler)  # torch may raise when it has written a part
+
+    # -- a fused scheduler -----------------------------------------------------------------------
+
+    def _step_fused(self, fused: FusedSchedule) -> None:
+        """A call for a schedule that rides in the launch of ``optimizer.step()``."""
+        if capturing():
+            return  # the captured launch advances it
+        self._placement.adopt()  # the groups may be others than those that the launch has moved
+        fused.calls += 1
+        account = self._mirror.account
+        if account.captured:
+            _warn_once(fused, _MOVED_BY_REPLAYS.format(type(fused.scheduler).__name__))
+        elif fused.interval is not None:
+            account.settle()
+            _warn_once(fused, _moved_by_interval(fused))
+        elif not account.cadence.confirm(number := self._mirror.host.schedules.fused.index(fused)):
+            self._step_unexpected(fused)
+            if number == 0:
+                account.cadence.called()
+
+    def _step_unexpected(self, fused: FusedSchedule) -> None:
+        """A call whose step no launch has made ahead: by a launch of its own, or on the host."""
+        mirror = self._mirror
+        if mirror.account.can_advance_alone():
+            mirror.take_back()
+            for device_state in mirror.host.with_buffer():
+                device_state.advance(0)
+            mirror.account.cadence.made_alone()
+        else:
+            self._step_on_host(fused.scheduler)
+
+    # -- on the device ---------------------------------------------------------------------------
+
+    def _advance_on_device(self, scheduler: Any, args: Any, kwargs: Any) -> bool:
+        """Launch the scheduler's own program where the host cannot run it; False if it can."""
+        account, schedules = self._mirror.account, self._mirror.host.schedules
+        metric = scheduler._device_metric(*args, **kwargs)
+        inside = capturing()
+        on_device = metric is not None and metric.device in self._mirror.host.device_states
+        if not (inside or account.device_leads or on_device):
+            return False
+        number = schedules.program_of(scheduler)
+        if number is None and not inside and not account.captured and on_device:
+            self._stepper.prepare(scaled=False)
+            number = schedules.program_of(scheduler)
+        if number is None or (metric is None and (args or kwargs)):
+            if inside:
+                reason = schedules.refused.get(
+                    id(scheduler), "call optimizer.prepare() before the capture"
+                )
+                name = type(scheduler).__name__
+                raise RuntimeError(f"{name}.step() cannot be captured: {reason}")
+            return False
+        self._mirror.take_back()
+        if not inside:
+            self._mirror.sender.send_rows()
+        self._launch(number, metric)
         if inside:
-            reason = mirror.schedules.refused.get(
-                id(scheduler), "call optimizer.prepare() before the capture"
-            )
-            raise RuntimeError(f"{type(scheduler).__name__}.step() cannot be captured: {reason}")
-        return False
-    mirror.take_back()
-    if not inside:
-        mirror.send_rows()
-    _launch(mirror, number, metric)
-    if not inside:
-        mirror.values_ahead = True
+            self._note_capture(scheduler, None if metric is not None else number)
+        else:
+            account.note_unknown()
         return True
-    schedules = mirror.schedules
-    schedules.in_graphs.append(scheduler)
-    # Two that move one value, or one with a step between, the host could not make in their order.
-    alone = not schedules.fused and all(one is scheduler for one in schedules.in_graphs)
-    known = alone and metric is None and not mirror.lr_tensors()
-    mirror.note_capture(number if known else None)
-    return True
 
+    def _note_capture(self, scheduler: Any, number: int | None) -> None:
+        """A graph holds the program: ``number``, or None where only the device knows its values."""
+        host = self._mirror.host
+        host.schedules.in_graphs.append(scheduler)
+        # The host could not make two schedulers' steps, or one's and a launch's, in their order.
+        others = any(one is not scheduler for one in host.schedules.in_graphs)
+        known = not (others or host.schedules.fused or host.lr_tensors())
+        self._mirror.account.note_capture(number if known else None)
 
-def _launch(mirror: Mirror, number: int, metric: Tensor | None) -> None:
-    """Advance program ``number`` on every device."""
-    for device_state in mirror.device_states.values():
-        if device_state.buffer is not None:
+    def _launch(self, number: int, metric: Tensor | None) -> None:
+        """Advance program ``number`` on every device."""
+        host = self._mirror.host
+        for device_state in host.with_buffer():
             device_state.join_stream()
-            mirror.read_lr_tensors()
-            place = (
-                None if metric is None else metric.to(device_state.device, torch.float64).reshape(1)
-            )
-            device_state.engine.advance(
-                device_state.buffer, device_state.buffer.programs[number], metric=place
-            )
-    mirror.write_lr_tensors()
+            host.read_lr_tensors()
+            device_state.advance(number, metric)
+        host.write_lr_tensors()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_sched.tables.params import ParamRow
+from fused_sched.tables.param_row import ParamRow
 
 from .state import StateKeeper
 

@@ -35,7 +35,7 @@ class Fallback:
     @property
     def takes_all(self) -> bool:
         """Whether torch records its step with autograd, which no launch can be part of."""
-        optimizer = self._mirror.optimizer
+        optimizer = self._mirror.host.optimizer
         return has_stock(type(optimizer)) and bool(optimizer.defaults.get("differentiable"))
 
     def find(
@@ -47,7 +47,7 @@ class Fallback:
             moved: rows of the tables that lie elsewhere now.
             everywhere: look at all rows, not only at these and at the params without a place.
         """
-        tables = [device_state.table for device_state in self._mirror.device_states.values()]
+        tables = [device_state.table for device_state in self._mirror.host.device_states.values()]
         if sum(len(t.rows) for t in tables) == len(params) and not (moved or everywhere):
             self.why = {}
             return self.why
@@ -80,8 +80,9 @@ class Fallback:
             return
         every = f"every param, {_DIFFERENTIABLE}"
         which = every if self.takes_all else described(Counter(self.why.values()))
+        name = type(self._mirror.host.optimizer).__name__
         raise RuntimeError(
-            f"{type(self._mirror.optimizer).__name__}.step() cannot be captured: torch's own step "
+            f"{name}.step() cannot be captured: torch's own step "
             f"updates {which}. Give what it updates to an optimizer of its own, and step that one "
             "outside the graph"
         )

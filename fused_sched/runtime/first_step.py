@@ -8,6 +8,7 @@ loop with one optimizer per param, stepped inside of ``backward()``, has hundred
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from operator import is_
 from types import ModuleType
@@ -21,7 +22,7 @@ from fused_sched.engines import engine_for
 from fused_sched.engines.choose import FORCED
 from fused_sched.engines.native_first import FirstRow
 from fused_sched.tables.local import SUPPORTED, new_state
-from fused_sched.tables.params import ParamRow
+from fused_sched.tables.param_row import ParamRow
 
 from .cached_steps import launch_key
 from .device_state import DeviceState
@@ -42,10 +43,10 @@ def make_first_step(
         params: of every group, in their order.
         group_of: the number of each one's group.
     """
-    optimizer = mirror.optimizer
+    optimizer = mirror.host.optimizer
     if not _is_new(mirror, keeper, optimizer) or not all(map(_is_ordinary, params)):
         return False
-    rule = mirror.rule
+    rule = mirror.host.rule
     engine = engine_for(_CPU, rule)
     numbers = [i for i, param in enumerate(params) if param.grad is not None]
     if not numbers or not hasattr(engine, "first_step"):
@@ -61,15 +62,16 @@ def make_first_step(
     if not step.update(optimizer):  # hooks and profiler have been told
         return False  # a gradient is none that it reads, or a scaler is at work
     keeper.state_exposed = False
-    mirror.cached.keep_step(step)
+    mirror.account.cached.keep_launch(step)
     dtypes = [_get_scalar_dtype(is_fused=group.get("fused")) for group in groups]
-    mirror.put_device_states_off(_PutOff(keeper, engine, params, rows, dtypes).build)
+    put_off = _PutOff(mirror, keeper, engine, params, rows, dtypes)
+    mirror.host.put_device_states_off(put_off.build)
     return True
 
 
 def _is_new(mirror: Mirror, keeper: StateKeeper, optimizer: Any) -> bool:
     """Whether nothing but the params and groups is there yet, and every lr is a number."""
-    if keeper.state or keeper.waiting or mirror.zeroed or not mirror.schedules.none_yet:
+    if keeper.state or keeper.waiting or mirror.zeroed or not mirror.host.schedules.none_yet:
         return False
     if optimizer.defaults.get("differentiable"):
         return False
@@ -99,22 +101,26 @@ class _PutOff:
 
     def __init__(
         self,
+        mirror: Mirror,
         keeper: StateKeeper,
         engine: ModuleType,
         params: Sequence[Tensor],
         rows: Sequence[FirstRow],
         step_dtypes: Sequence[torch.dtype],
     ) -> None:
+        self._mirror = weakref.ref(mirror)  # which holds this
         self._keeper = keeper
         self._engine = engine
         self._params = params
         self._rows = rows
         self._step_dtypes = step_dtypes  # of the step counts, by group
 
-    def build(self, mirror: Mirror) -> None:
+    def build(self) -> None:
         """State and device state as full steps would have left them."""
-        steps, missed = mirror.cached.take_steps()
-        mirror.cached.drop_step()
+        mirror = self._mirror()
+        assert mirror is not None
+        steps, missed = mirror.account.cached.take_steps()
+        mirror.account.cached.drop_launch()
         for row in self._rows:
             self._show(mirror, row, steps - missed.get(row.index, 0))
         if self._is_in_place(mirror):  # else the next step begins with the state, as after a load
@@ -122,7 +128,7 @@ class _PutOff:
 
     def _show(self, mirror: Mirror, row: FirstRow, steps: int) -> None:
         entry = dict(row.states)
-        if mirror.rule.counts_steps:
+        if mirror.host.rule.counts_steps:
             step = torch.full((), steps, dtype=self._step_dtypes[row.group], device=_CPU)
             self._keeper.counts.note(row.param, step)
             entry = {"step": step, **entry}
@@ -131,7 +137,7 @@ class _PutOff:
 
     def _is_in_place(self, mirror: Mirror) -> bool:
         """Whether params and groups are where the steps found them."""
-        groups = mirror.optimizer.param_groups
+        groups = mirror.host.optimizer.param_groups
         params = [param for group in groups for param in dict.__getitem__(group, "params")]
         return (
             all(getattr(group, "mirror", None) is mirror for group in groups)
@@ -142,18 +148,18 @@ class _PutOff:
         )
 
     def _build_device_state(self, mirror: Mirror, steps: int, missed: Mapping[int, int]) -> None:
-        name = type(mirror.optimizer).__name__
-        device_state = DeviceState(_CPU, self._engine, mirror.rule, name, len(self._params))
+        name = type(mirror.host.optimizer).__name__
+        device_state = DeviceState(_CPU, self._engine, mirror.host.rule, name, len(self._params))
         device_state.clock = device_state.state_clock = steps
         for index, number in missed.items():
             device_state.offsets[index] = number
-        names = list(mirror.rule.states)
+        names = list(mirror.host.rule.states)
         device_state.build_table(
             [
                 ParamRow(m.param, m.index, m.group, [m.states.get(name) for name in names])
                 for m in self._rows
             ]
         )
-        mirror.device_states[_CPU] = device_state
+        mirror.host.device_states[_CPU] = device_state
         mirror.upload_into(device_state)
-        mirror.cached.made_for = launch_key(device_state, self._keeper)
+        mirror.account.cached.made_for = launch_key(device_state, self._keeper)

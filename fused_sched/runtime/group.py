@@ -47,7 +47,7 @@ class Group(dict[str, Any]):
         return super().values()
 
     def __setitem__(self, key: str, value: Any) -> None:
-        with self.mirror.lock:
+        with self.mirror.host.lock:
             before_write(self.mirror, self, key, value)
             super().__setitem__(key, value)
             after_write(self.mirror, self, key)

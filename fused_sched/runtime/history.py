@@ -30,11 +30,11 @@ class History:
     def __init__(self, mirror: Mirror, names: Sequence[str], capacity: int) -> None:
         self._mirror = weakref.ref(mirror)
         self._rings = Rings(names, capacity)
-        mirror.schedules.histories.append(self._rings)
+        mirror.host.schedules.histories.append(self._rings)
         try:
-            mirror.upload()
+            mirror.sender.upload()
         except BaseException:
-            mirror.schedules.histories.remove(self._rings)
+            mirror.host.schedules.histories.remove(self._rings)
             raise
 
     @property
@@ -66,19 +66,19 @@ class History:
         if mirror is None:
             raise RuntimeError("The optimizer of this history is gone; drain() before")
         refuse_capturing("history.drain()")
-        mirror.refresh_clock()
-        first, values = self._rings.drain(len(mirror.optimizer.param_groups))
+        mirror.account.refresh_clock()
+        first, values = self._rings.drain(len(mirror.host.optimizer.param_groups))
         steps = torch.arange(first, first + len(values), device="cpu")
         return {"step": steps, **dict(zip(self.names, values.unbind(1)))}
 
     def close(self) -> None:
         """Keep nothing from here on: the rows leave the launch."""
         mirror = self._mirror()
-        if mirror is not None and self._rings in mirror.schedules.histories:
+        if mirror is not None and self._rings in mirror.host.schedules.histories:
             refuse_capturing("history.close()")
             mirror.refuse_if_captured("history.close()")
             mirror.refresh()
-            mirror.refresh_clock()
+            mirror.account.refresh_clock()
             self._rings.leave()
-            mirror.schedules.histories.remove(self._rings)
-            mirror.reprogram()
+            mirror.host.schedules.histories.remove(self._rings)
+            mirror.sender.reprogram()

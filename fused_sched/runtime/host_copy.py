@@ -11,6 +11,7 @@ from torch import Tensor
 from fused_sched.tables.device_buffer import DeviceBuffer
 from fused_sched.tables.program import Assembled
 
+from .device_state import DeviceState
 from .replay import Replay
 from .schedules import Schedules
 from .view import View
@@ -26,10 +27,13 @@ class HostCopy:
 
     The groups' values come first; the schedulers' own attributes stay ``behind`` until they are
     read.
+
+    Attributes:
+        readable: the only buffer, if it lies on this CPU.
     """
 
     def __init__(self, schedules: Schedules) -> None:
-        self.behind = False
+        self.readable: DeviceBuffer | None = None
         self._schedules = schedules
         self._record: Tensor | None = None  # [columns, groups], as it was sent
         self._programs: Sequence[Assembled] = ()
@@ -43,16 +47,21 @@ class HostCopy:
 
     def take(
         self,
-        record: Tensor | None,
+        record: Tensor,
         programs: Sequence[Assembled],
         groups: Iterable[dict[str, Any]],
+        device_states: Sequence[DeviceState],
     ) -> None:
-        """Everything was sent; ``record`` is None where there was no device to send it to.
+        """Everything was sent to these devices, if there are any.
 
         Args:
-            groups: the ones whose values it holds, in their order.
+            groups: the ones whose values the record holds, in their order.
         """
-        self._record, self._programs, self._replay = record, programs, None
+        self._record, self._programs, self._replay = None, programs, None
+        if device_states:
+            self._record = record
+        on_cpu = len(device_states) == 1 and device_states[0].device.type == "cpu"
+        self.readable = device_states[0].buffer if on_cpu else None
         self._groups = [_reference(group) for group in groups]
         names = dict.fromkeys(name for program in programs for name in program.columns)
         self._columns = [(name, self._schedules.columns.index(name)) for name in names]
@@ -73,6 +82,11 @@ class HostCopy:
     def forget(self) -> None:
         """The devices have got something that is not known here."""
         self._record = self._replay = None
+
+    def leave(self) -> None:
+        """The devices go."""
+        self.readable = None
+        self.forget()
 
     def take_record(self, record: Tensor) -> None:
         """Every value was sent, and no schedule's position."""
@@ -103,7 +117,11 @@ class HostCopy:
         """Make so many steps of program ``number``."""
         assert self._replay is not None
         self._replay.advance(number, steps)
-        self.behind = True
+
+    @property
+    def behind(self) -> bool:
+        """Whether the steps made here are yet to be shown by the schedulers."""
+        return self._replay is not None and self._replay.moved
 
     def overran(self) -> bool:
         """Whether a schedule was advanced past its end."""
@@ -131,8 +149,8 @@ class HostCopy:
 
     def show_positions(self) -> None:
         """Bring the schedulers up to date; on the host's account."""
-        self.behind = False
         if self._replay is not None:
+            self._replay.shown()
             self._schedules.read_back(self._replay.buffer, self._programs)
 
     def last_values(self, scheduler: Any) -> list[float] | None:

@@ -7,11 +7,12 @@ from typing import Any
 
 from .changes import show_state
 from .device_state import refuse_capturing
-from .explicit import step_scheduler
+from .explicit import SchedulerSteps
+from .fused_schedule import FusedSchedule
 from .history import History
 from .loading import Loading
 from .mirror import Mirror
-from .schedules import FusedSchedule
+from .placement import Placement
 from .state import StateKeeper
 from .stepper import Stepper
 
@@ -22,7 +23,9 @@ class Ledger:
     def __init__(self, optimizer: Any) -> None:
         self.mirror = Mirror(optimizer)
         self.keeper = StateKeeper(optimizer)
-        self.stepper = Stepper(self.mirror, self.keeper)
+        self.placement = Placement(self.mirror, self.keeper)
+        self.stepper = Stepper(self.mirror, self.keeper, self.placement)
+        self.scheduler_steps = SchedulerSteps(self.mirror, self.placement, self.stepper)
         self.loading: Loading | None = None
 
     def show_state(self) -> Any:
@@ -35,17 +38,17 @@ class Ledger:
         mirror.refuse_if_captured("fuse()")
         mirror.refresh()
         mirror.zeroed.clear()  # by a scheduler that warms up from 0, not by a checkpoint's probe
-        mirror.schedules.drop_abandoned()
-        before = list(mirror.schedules.fused)
-        mirror.schedules.fuse(FusedSchedule(scheduler, interval, on_skip))
+        mirror.host.schedules.drop_abandoned()
+        before = list(mirror.host.schedules.fused)
+        mirror.host.schedules.fuse(FusedSchedule(scheduler, interval, on_skip))
         try:
             if interval is not None:
-                with mirror.suspend_sync():
+                with mirror.host.suspend_sync():
                     scheduler._dry_run()  # raises for what ends at once
             self.stepper.prepare(tables=False, scaled=False)
         except BaseException:
-            mirror.schedules.fused = before
-            mirror.upload()
+            mirror.host.schedules.fused = before
+            mirror.sender.upload()
             raise
 
     def unfuse(self, scheduler: Any) -> None:
@@ -53,8 +56,8 @@ class Ledger:
         mirror = self.mirror
         mirror.refuse_if_captured("unfuse()")
         mirror.refresh()
-        if mirror.schedules.unfuse(scheduler):
-            mirror.upload()
+        if mirror.host.schedules.unfuse(scheduler):
+            mirror.sender.upload()
 
     def keep_history(self, names: Sequence[str], capacity: int) -> History:
         """Let the launches write down what they use of these columns."""
@@ -62,7 +65,3 @@ class Ledger:
         self.mirror.refuse_if_captured("history()")
         self.mirror.refresh()
         return History(self.mirror, names, capacity)
-
-    def step_scheduler(self, scheduler: Any, *args: Any, **kwargs: Any) -> None:
-        """``scheduler.step()`` of one of our schedulers."""
-        step_scheduler(self.mirror, self.stepper, scheduler, *args, **kwargs)

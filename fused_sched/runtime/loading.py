@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from .checkpoint import state_of
 from .device_state import RELEASE
 from .mirror import Mirror
 from .state import StateKeeper
@@ -19,7 +20,7 @@ class Loading:
         self._mirror = mirror
         self._keeper = keeper
         self._stepper = stepper
-        self._groups = mirror.optimizer.param_groups
+        self._groups = mirror.host.optimizer.param_groups
         self._given: dict[str, Any] = {}
 
     def see(self, _: Any, state_dict: dict[str, Any]) -> None:
@@ -33,21 +34,21 @@ class Loading:
             RuntimeError: a captured graph lacks a state that the checkpoint asks for.
             ValueError: the checkpoint does not fit.
         """
-        groups = self._mirror.optimizer.param_groups
+        groups = self._mirror.host.optimizer.param_groups
         _check_groups(self._mirror, self._groups, groups)
-        self._keeper.state = self._keeper.taken(self._given, groups)
+        self._keeper.state = state_of(self._given, groups, self._mirror.host.rule)
 
     @contextmanager
     def around(self) -> Iterator[None]:
         """The call itself; if anything in it raises, nothing was loaded."""
         mirror, keeper = self._mirror, self._keeper
         before = keeper.state, keeper.state_exposed
-        mirror.drop_cached()
+        mirror.account.drop_cached()
         try:
-            with mirror.suspend_sync():
+            with mirror.host.suspend_sync():
                 yield
         except BaseException:
-            mirror.optimizer.param_groups = self._groups
+            mirror.host.optimizer.param_groups = self._groups
             keeper.state, keeper.state_exposed = before
             raise
         keeper.state_exposed = True
@@ -57,16 +58,16 @@ class Loading:
 def _check_groups(
     mirror: Mirror, old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]
 ) -> None:
-    rule = mirror.rule
+    rule = mirror.host.rule
     for number, (before, after) in enumerate(zip(old, new, strict=True)):
         try:
-            mirror.encode(after)
+            mirror.host.encode(after)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"The checkpoint's param group {number} is not one of "
-                f"{type(mirror.optimizer).__name__}: {error!r}; nothing was loaded"
+                f"{type(mirror.host.optimizer).__name__}: {error!r}; nothing was loaded"
             ) from error
-        if mirror.captured and len(rule.state_names(after)) > len(rule.state_names(before)):
+        if mirror.account.captured and len(rule.state_names(after)) > len(rule.state_names(before)):
             raise RuntimeError(
                 f"Param group {number} of the checkpoint has more state, but {RELEASE}."
             )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import weakref
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from copy import deepcopy
 from functools import reduce
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch.optim.optimizer import _get_scalar_dtype
 
 from fused_sched.rules.rule import Rule
 from fused_sched.tables.local import SUPPORTED, fill, is_dense, local, new_state, real, same_layout
-from fused_sched.tables.params import ParamRow, Unreadable
+from fused_sched.tables.param_row import ParamRow, Unreadable
 
 from .counts import Counts, Noted
 from .device_state import DeviceState
@@ -101,7 +100,7 @@ class StateKeeper:
             if self._rule.counts_steps and int(entry.get("step", 0)) > 0:
                 raise KeyError(name)  # as torch's: there are steps, but not this moment of them
             return new_state(param, self._start(name, group)).detach()
-        _check_shape(name, state, param)
+        check_shape(name, state, param)
         if state.layout is not torch.strided or real(local(state)).dtype not in SUPPORTED:
             raise Unreadable
         if not _addressable(param, state):
@@ -127,13 +126,13 @@ class StateKeeper:
         """Whether a step has shown the row's state."""
         return row.param not in self.waiting
 
-    def publish(self, device_state: DeviceState, rows: Iterable[ParamRow]) -> None:
-        """Show the state of params that a step has now reached."""
+    def publish(self, device_state: DeviceState, grads: Sequence[int]) -> None:
+        """Show the state of params that a step has now reached: those with a gradient."""
         if not self.waiting:
             return
         device_state.state_clock = -1  # even where an overflow stopped the clock
-        for row in rows:
-            entry = self.waiting.pop(row.param, None)
+        for row, address in zip(device_state.table.rows, grads, strict=True):
+            entry = self.waiting.pop(row.param, None) if address else None
             if entry:
                 self.state[row.param] = entry
 
@@ -263,50 +262,13 @@ class StateKeeper:
         noted = self.counts.noted(row.param) if self._rule.counts_steps else None
         return dict(self._slots(row)), noted
 
-    # -- checkpoints -----------------------------------------------------------------------------
 
-    def taken(
-        self, given: Mapping[str, Any], groups: Iterable[Mapping[str, Any]]
-    ) -> defaultdict[Any, Entry]:
-        """The state of a checkpoint, every tensor in its own dtype, on its param's device.
-
-        Raises:
-            ValueError: a state tensor has another shape than its param, or is not there.
-        """
-        state: defaultdict[Any, Entry] = defaultdict(dict)
-        params = [(p, group) for group in groups for p in group["params"]]
-        numbers = [number for group in given["param_groups"] for number in group["params"]]
-        of_number = dict(zip(numbers, params, strict=True))
-        for key, entry in given["state"].items():
-            if key not in of_number:
-                state[key] = entry
-                continue
-            param, group = of_number[key]
-            for name in self._rule.states:
-                if isinstance(entry.get(name), Tensor):
-                    _check_shape(name, entry[name], param)
-            if self._rule.counts_steps and int(entry.get("step", 0)) > 0:
-                _check_complete(entry, self._rule.state_names(group), key)
-            on_device = group.get("fused") or group.get("capturable")
-            state[param] = {k: _copied(k, v, param, bool(on_device)) for k, v in entry.items()}
-        return state
-
-
-def _check_shape(name: str, state: Tensor, param: Tensor) -> None:
+def check_shape(name: str, state: Tensor, param: Tensor) -> None:
     if state.shape != param.shape:
         raise ValueError(
             f"State {name!r} has shape {tuple(state.shape)}, its param {tuple(param.shape)}; "
             "load a checkpoint of this model, or start with an empty state"
         )
-
-
-def _check_complete(entry: Mapping[str, Any], names: Iterable[str], number: int) -> None:
-    for name in names:
-        if entry.get(name) is None:
-            raise ValueError(
-                f"The checkpoint's state of param {number} has steps, but no {name!r}; nothing was "
-                "loaded"
-            )
 
 
 def _of_one_dtype(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -324,16 +286,3 @@ def _addressable(param: Tensor, state: Tensor) -> bool:
     if not is_dense(dense):
         dense = torch.empty_like(dense, device="meta")
     return state.device == param.device and same_layout(mine, dense)
-
-
-def _copied(key: str, value: Any, param: Tensor, on_device: bool) -> Any:
-    """One value of a checkpoint: steps where torch puts them, the rest on the param's device."""
-    if key == "step":
-        told = torch.is_tensor(value)
-        step = value if told else torch.tensor(value, dtype=torch.float32, device="cpu")
-        if on_device:
-            return step.to(param.device, torch.float32, copy=True)
-        return step.clone()
-    if isinstance(value, Tensor):
-        return value.detach().to(param.device, copy=True)
-    return deepcopy(value)

@@ -17,22 +17,22 @@ def before_write(mirror: Mirror, group: dict[str, Any], key: str, value: Any) ->
         RuntimeError: a stream captures, or a captured graph cannot follow the write.
         TypeError, ValueError: the value is not what the device's record holds.
     """
-    if mirror.sync_suspended or mirror.reference() is None:
+    if mirror.host.sync_suspended or mirror.host.reference() is None:
         return
     mirror.end_captures()
     mirror.take_back()  # the next values are computed from this one
     if isinstance(value, Tensor):
         mirror.refresh()
-        mirror.drop_cached_schedule()
+        mirror.account.drop_cached_schedule()
     if key != "lr" or isinstance(value, Tensor) or _is_zero(value):
-        mirror.drop_cached()
-    columns = key in mirror.rule.keys
+        mirror.account.drop_cached()
+    columns = key in mirror.host.rule.keys
     if columns:
         _refuse_under_capture(key)
         _refuse_unusable(mirror, group, key, value)
     if key == "lr":
         (mirror.zeroed.add if _is_zero(value) else mirror.zeroed.discard)(id(group))
-    if not columns or mirror.recursive() or not mirror.asks_device():
+    if not columns or mirror.sender.recursive() or not mirror.asks_device():
         mirror.refresh()
 
 
@@ -46,14 +46,14 @@ def _refuse_under_capture(key: str) -> None:
 
 
 def _refuse_unusable(mirror: Mirror, group: dict[str, Any], key: str, value: Any) -> None:
-    if not mirror.device_states:
+    if not mirror.host.device_states:
         return
     before = dict(dict.items(group))
     after = before | {key: value}
-    mirror.encode(after)
-    if not mirror.captured:
+    mirror.host.encode(after)
+    if not mirror.account.captured:
         return
-    if len(mirror.rule.state_names(after)) > len(mirror.rule.state_names(before)):
+    if len(mirror.host.rule.state_names(after)) > len(mirror.host.rule.state_names(before)):
         raise RuntimeError(f"param_group[{key!r}] = {value!r} needs more state, but {RELEASE}.")
     if isinstance(before.get(key), Tensor) and before[key] is not value:
         raise RuntimeError(
@@ -64,21 +64,21 @@ def _refuse_unusable(mirror: Mirror, group: dict[str, Any], key: str, value: Any
 
 def after_write(mirror: Mirror, group: dict[str, Any], key: str) -> None:
     """Send one group's new value to the device."""
-    optimizer = mirror.reference()
-    if mirror.sync_suspended:
-        mirror.written.add(key)
-    if mirror.sync_suspended or optimizer is None or not mirror.with_buffer():
+    optimizer = mirror.host.reference()
+    if mirror.host.sync_suspended:
+        mirror.sender.note_written(key)
+    if mirror.host.sync_suspended or optimizer is None or not mirror.host.with_buffer():
         return
     number = next((i for i, g in enumerate(optimizer.param_groups) if g is group), None)
     if number is None:
         return
-    columns = mirror.rule.keys.get(key, ())
-    if not columns or mirror.recursive():
-        mirror.upload()
+    columns = mirror.host.rule.keys.get(key, ())
+    if not columns or mirror.sender.recursive():
+        mirror.sender.upload()
         return
-    names = mirror.schedules.columns
-    values = dict(zip(names, mirror.encode(dict(dict.items(group))), strict=True))
-    mirror.write(number, {names.index(name): values[name] for name in columns})
+    names = mirror.host.schedules.columns
+    values = dict(zip(names, mirror.host.encode(dict(dict.items(group))), strict=True))
+    mirror.sender.write(number, {names.index(name): values[name] for name in columns})
 
 
 def _is_zero(value: Any) -> bool:

@@ -19,8 +19,8 @@ from fused_sched import stock
 from fused_sched.runtime.cached import CACHED
 from fused_sched.runtime.cached_host import CachedHostStep
 from fused_sched.runtime.device_state import capturing
+from fused_sched.runtime.fused_schedule import FusedSchedule
 from fused_sched.runtime.history import History
-from fused_sched.runtime.schedules import FusedSchedule
 from fused_sched.runtime.signatures import constructor
 from fused_sched.runtime.users_line import warned_there
 
@@ -81,7 +81,7 @@ class DeviceScheduler(LookAhead, Lowering, stock.LRScheduler):
             ledger.mirror.refresh()
         if hyper != "lr" and isinstance(optimizer, stock.Optimizer):
             check_hyper(
-                optimizer, hyper, None if ledger is None else ledger.mirror.schedules.columns
+                optimizer, hyper, None if ledger is None else ledger.mirror.host.schedules.columns
             )
             self.__dict__["_hyper"] = hyper
         with self._on_host(optimizer):
@@ -105,8 +105,8 @@ class DeviceScheduler(LookAhead, Lowering, stock.LRScheduler):
         ledger = ledger_of(self.__dict__.get("optimizer"))
         if ledger is not None:
             ledger.mirror.refresh()
-            ledger.mirror.schedules.register(self, self._children())
-            ledger.mirror.upload()
+            ledger.mirror.host.schedules.register(self, self._children())
+            ledger.mirror.sender.upload()
 
     @skip
     def step(self, *args: Any, **kwargs: Any) -> None:
@@ -123,7 +123,7 @@ class DeviceScheduler(LookAhead, Lowering, stock.LRScheduler):
     def _full_step(self, *args: Any, **kwargs: Any) -> None:
         ledger = ledger_of(self.__dict__.get("optimizer"))
         if ledger is not None:
-            ledger.step_scheduler(self, *args, **kwargs)
+            ledger.scheduler_steps.step(self, *args, **kwargs)
             return
         if capturing():
             raise RuntimeError(
@@ -172,7 +172,7 @@ class DeviceScheduler(LookAhead, Lowering, stock.LRScheduler):
         ledger = ledger_of(self.__dict__.get("optimizer"))
         # As one: a composite's children must neither read nor send between its parts.
         with self._all_or_nothing():
-            with nullcontext() if ledger is None else ledger.mirror.suspend_sync():
+            with nullcontext() if ledger is None else ledger.mirror.host.suspend_sync():
                 super().load_state_dict(state_dict)
             self._reprogram()
 
@@ -205,7 +205,9 @@ class DeviceScheduler(LookAhead, Lowering, stock.LRScheduler):
             )
         if not isinstance(capacity, int) or isinstance(capacity, bool) or capacity < 1:
             raise ValueError(f"Expected positive integer capacity, but got {capacity}")
-        return ledger.keep_history(self._moved_columns(ledger.mirror.schedules.columns), capacity)
+        return ledger.keep_history(
+            self._moved_columns(ledger.mirror.host.schedules.columns), capacity
+        )
 
     def _moved_columns(self, columns: Sequence[str]) -> list[str]:
         """What this scheduler and those inside it move."""
@@ -215,7 +217,7 @@ class DeviceScheduler(LookAhead, Lowering, stock.LRScheduler):
 
     def __setattr__(self, name: str, value: Any) -> None:
         ledger = ledger_of(self.__dict__.get("optimizer"))
-        if ledger is None or ledger.mirror.sync_suspended:
+        if ledger is None or ledger.mirror.host.sync_suspended:
             super().__setattr__(name, value)
             return
         ledger.mirror.refresh()
@@ -242,7 +244,7 @@ class DeviceScheduler(LookAhead, Lowering, stock.LRScheduler):
         for key in (*CACHES, CACHED):
             state.pop(key, None)
         ledger = ledger_of(self.__dict__.get("optimizer"))
-        fused = None if ledger is None else ledger.mirror.schedules.find(self)
+        fused = None if ledger is None else ledger.mirror.host.schedules.find(self)
         if fused is not None:
             state["_fused"] = (fused.interval, fused.on_skip, fused.tick)
         return state
@@ -253,8 +255,8 @@ class DeviceScheduler(LookAhead, Lowering, stock.LRScheduler):
         self._enroll()
         ledger = ledger_of(self.__dict__.get("optimizer"))
         if fused is not None and ledger is not None:
-            ledger.mirror.schedules.fuse(FusedSchedule(self, *fused))
-            ledger.mirror.upload()
+            ledger.mirror.host.schedules.fuse(FusedSchedule(self, *fused))
+            ledger.mirror.sender.upload()
 
     def _refresh(self) -> None:
         ledger = ledger_of(self.__dict__.get("optimizer"))
@@ -264,15 +266,15 @@ class DeviceScheduler(LookAhead, Lowering, stock.LRScheduler):
     def _reprogram(self) -> None:
         ledger = ledger_of(self.__dict__.get("optimizer"))
         if ledger is not None:
-            ledger.mirror.schedules.forget_tables()
-            ledger.mirror.reprogram()
+            ledger.mirror.host.schedules.forget_tables()
+            ledger.mirror.sender.reprogram()
 
     @contextmanager
     def _on_host(self, optimizer: Any) -> Iterator[None]:
         """Within, torch's code runs on the host's account, on the hyperparameter of this one."""
         ledger = ledger_of(optimizer)
         with (
-            nullcontext() if ledger is None else ledger.mirror.suspend_sync(),
+            nullcontext() if ledger is None else ledger.mirror.host.suspend_sync(),
             in_place_of_lr(optimizer, self.hyper),
         ):
             yield
@@ -286,7 +288,7 @@ def _caught_up(state_dict: Any) -> Any:
         self._refresh()
         ledger = ledger_of(self.__dict__.get("optimizer"))
         if ledger is not None:
-            ledger.mirror.drop_cached_schedule()
+            ledger.mirror.account.drop_cached_schedule()
         for one in inside(self):
             one.__dict__.pop(CACHED, None)
         return state_dict(self)

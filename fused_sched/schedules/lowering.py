@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from fused_sched.rules.numbers import keep_ints
-from fused_sched.runtime.schedules import NO_FORM
+from fused_sched.runtime.fused_schedule import NO_FORM
 from fused_sched.tables import layout
 from fused_sched.tables.program import Row, Segments
 

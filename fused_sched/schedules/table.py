@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_sched.runtime.schedules import NO_FORM
+from fused_sched.runtime.fused_schedule import NO_FORM
 from fused_sched.tables import layout
 from fused_sched.tables.program import Row, Segments
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from fused_sched import stock
 from fused_sched.engines import engine_for, native_engine
 from fused_sched.runtime.device_state import capturing
-from fused_sched.runtime.schedules import NO_FORM, is_tabulated
+from fused_sched.runtime.fused_schedule import NO_FORM, is_tabulated
 from fused_sched.tables.device_buffer import DeviceBuffer
 from fused_sched.tables.program import Entry, Segments, assemble
 

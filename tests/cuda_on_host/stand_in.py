@@ -164,6 +164,6 @@ def launched(call: Callable[[], object]) -> int:
 
 
 def device_state_of(opt: Any) -> DeviceState:
-    """The one device_state of an optimizer."""
-    (device_state,) = opt._ledger.mirror.device_states.values()
+    """The one device state of an optimizer."""
+    (device_state,) = opt._ledger.mirror.host.device_states.values()
     return device_state

@@ -168,7 +168,7 @@ def test_it_declines_and_does_nothing(reason, streams, monkeypatch):
 @pytest.mark.parametrize("streams", ["native"], indirect=True)
 def test_full_step_runs_after_a_launch_that_failed(monkeypatch):
     both = Both()
-    both.ours.opt._ledger.mirror.drop_cached()
+    both.ours.opt._ledger.mirror.account.drop_cached()
     monkeypatch.setattr(native_cuda, "_number", lambda device: 9)  # no such GPU
     both.step(2)
     assert both.cached is not None
@@ -208,15 +208,15 @@ def test_schedule_ends_with_torchs_error():
 
 def two_devices(both: Both) -> None:
     ledger = both.ours.opt._ledger
-    ledger.mirror.device_states[torch.device("meta")] = device_state_of(both.ours.opt)
+    ledger.mirror.host.device_states[torch.device("meta")] = device_state_of(both.ours.opt)
 
 
 def captured_graph(both: Both) -> None:
-    both.ours.opt._ledger.mirror.note_capture(None)
+    both.ours.opt._ledger.mirror.account.note_capture(None)
 
 
 def skipped_by_a_scaler(both: Both) -> None:
-    both.ours.opt._ledger.mirror.values_ahead = True
+    both.ours.opt._ledger.mirror.account.note_unknown()
 
 
 def held_step_of_whole_numbers(both: Both) -> None:
@@ -253,11 +253,11 @@ REASONS = [
 def test_there_is_none(reason):
     both = Both()
     ledger = both.ours.opt._ledger
-    keep_step(ledger.mirror, ledger.keeper, ledger.stepper.params)
+    keep_step(ledger.mirror, ledger.keeper, ledger.placement.params)
     assert both.cached is not None
     reason(both)
     for _ in range(2):  # the second would make one
-        keep_step(ledger.mirror, ledger.keeper, ledger.stepper.params)
+        keep_step(ledger.mirror, ledger.keeper, ledger.placement.params)
         assert both.cached is None
 
 

@@ -103,7 +103,7 @@ def test_every_storage_gets_the_whole_steps_bits(dtype):
                 param.grad = torch.randn(param.shape).to(dtype)
             opt.step()
             if not cached:
-                opt._ledger.mirror.drop_cached()
+                opt._ledger.mirror.account.drop_cached()
         assert (opt._cached is not None) == cached
         return params
 
@@ -219,7 +219,7 @@ def test_cached_launches_of_a_copy_are_its_own():
 
 def test_it_is_no_cyclic_reference():
     both = Both()
-    both.ours.opt._ledger.mirror.schedules.fused.clear()  # held strongly, by design
+    both.ours.opt._ledger.mirror.host.schedules.fused.clear()  # held strongly, by design
     opt = weakref.ref(both.ours.opt)
     gc.collect()
     gc.disable()
@@ -246,7 +246,7 @@ def test_gpu_is_named_as_dlpack_names_it():
     buffer: Any = SimpleNamespace(device=torch.device("cuda", 3))
     ledger = both.ours.opt._ledger
     found = cached_steps._snapshot(
-        ledger.mirror, ledger.keeper, device_state, ledger.stepper.params
+        ledger.mirror, ledger.keeper, device_state, ledger.placement.params
     )
     _, noted, device, *_ = make_cached_launch(module, b"", 3, buffer, device_state.table, found)
     assert device == (2, 3)

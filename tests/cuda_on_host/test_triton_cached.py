@@ -55,7 +55,7 @@ def test_cached_and_full_steps_know_their_own_tables():
                 for param, grad in zip(run.params, grads, strict=True):
                     param.grad = grad
         if step % 3 == 2:
-            both.ours.opt._ledger.mirror.drop_cached()
+            both.ours.opt._ledger.mirror.account.drop_cached()
         both.ours.opt.step()
         both.stock.opt.step()
         both.stock.scheduler.step()
@@ -93,7 +93,7 @@ def test_it_declines_on_another_device_than_the_threads(streams):
 def test_launch_that_failed_is_the_whole_steps():
     both = Both()
     both.do(Run.backward)
-    both.ours.opt._ledger.mirror.settle()
+    both.ours.opt._ledger.mirror.account.settle()
     stand_in.device().cuda_on_host_fail(700)
     assert not both.cached.step(both.ours.opt)
     stand_in.device().cuda_on_host_fail(0)
@@ -154,7 +154,7 @@ weight.grad = torch.ones(5)
 with fused_sched.use_engine("triton"):
     opt = fused_sched.optim.AdamW([weight], lr=0.1)
     opt.step()
-(device_state,) = opt._ledger.mirror.device_states.values()
+(device_state,) = opt._ledger.mirror.host.device_states.values()
 buffer, table = device_state.buffer, device_state.table
 _, key, args, _ = triton_engine._update_job(buffer, table, None, opt._rule, 2, None, None)
 handle = triton_engine._compiled[key]

@@ -74,8 +74,8 @@ def schedules(device: torch.device) -> None:
     plateau = parts.ReduceLROnPlateau(opt, patience=1)
     opt.prepare()
     ledger = opt._ledger
-    (device_state,) = ledger.mirror.device_states.values()
-    program = device_state.buffer.programs[ledger.mirror.schedules.program_of(sequential)]
+    (device_state,) = ledger.mirror.host.device_states.values()
+    program = device_state.buffer.programs[ledger.mirror.host.schedules.program_of(sequential)]
     trace = torch.empty(
         12, *device_state.buffer.record.shape[1:], dtype=torch.float64, device=device
     )

@@ -149,7 +149,7 @@ def test_edits_of_each_group_reach_that_group(device):
 
 def addresses(ours: Training) -> list[int]:
     """Every address that a graph may know, but the gradients'."""
-    (device_state,) = ours.opt._ledger.mirror.device_states.values()
+    (device_state,) = ours.opt._ledger.mirror.host.device_states.values()
     state = ours.opt.state
     tensors = [state[p][key] for p in state for key in state[p] if key != "step"]
     tables = [device_state.buffer.memory, device_state.table.info, device_state.table.chunks]

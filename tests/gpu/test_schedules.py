@@ -28,10 +28,10 @@ class OnDevice:
         self.scheduler = case.build(fused_sched.lr_scheduler, self.opt)
         self.opt.prepare()
         ledger = self.opt._ledger
-        (device_state,) = ledger.mirror.device_states.values()
+        (device_state,) = ledger.mirror.host.device_states.values()
         self.buffer = device_state.buffer
         self.program = device_state.buffer.programs[
-            ledger.mirror.schedules.program_of(self.scheduler)
+            ledger.mirror.host.schedules.program_of(self.scheduler)
         ]
 
     def advance(self, steps: int = 1, metric: float | None = None) -> Tensor:
