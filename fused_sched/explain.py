@@ -104,9 +104,10 @@ def explain(optimizer: Any) -> Explanation:
         fused=[type(one.scheduler).__name__ for one in schedules.fused],
         explicit=[type(one).__name__ for one in explicit],
         host_only={
-            type(one).__name__: schedules.refused[id(one)]
+            type(one).__name__: reason
             for one in explicit
-            if id(one) in schedules.refused and schedules.program_of(one) is None
+            if schedules.program_of(one) is None
+            and (reason := schedules.why_refused(one)) is not None
         },
         grad_scaler=_scaler(optimizer) if on_gpu else None,
     )

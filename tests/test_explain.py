@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import Parameter
@@ -50,6 +52,21 @@ def test_schedule_that_a_graph_cannot_hold(launch_engine):
     told = fused_sched.explain(side.opt)
     assert list(told.host_only) == ["ShrinkingLR"]
     assert 'ShrinkingLR on the host only: ShrinkingLR computes lr from group["lr"]' in str(told)
+
+
+def test_reason_is_not_the_one_of_a_scheduler_that_had_its_address(launch_engine):
+    side = our_side()
+    schedules = side.opt._ledger.mirror.host.schedules
+    gone = on_own_base(recursive, "StepLR", step_size=2)(side.opt)
+    side.opt.prepare()
+    assert schedules.why_refused(gone) is not None
+    address = id(gone)
+    del gone
+    kept: list[Any] = []
+    while not kept or id(kept[-1]) != address:
+        kept.append(fused_sched.lr_scheduler.StepLR(side.opt, 2))
+        assert len(kept) < 10_000, "the address was not used again"
+    assert schedules.why_refused(kept[-1]) is None
 
 
 def test_obstacle_without_a_gpu(engine):

@@ -33,7 +33,7 @@ class Advances:
         groups = self._mirror.sender.programs[0].lanes.shape[2]
         if groups != len(self._mirror.host.optimizer.param_groups) or account.steps_left() == 0:
             self._mirror.refresh()
-            with self._mirror.host.suspend_sync():
+            with self._mirror.host.suspend_sync:
                 schedules.dry_run()
             self._mirror.sender.upload()
 
@@ -55,7 +55,7 @@ class Advances:
             scaled: whether only the device knows if the step was made.
             advance: how the launch was to advance the fused schedules; None for not at all.
         """
-        self._mirror.zeroed.clear()
+        self._mirror.probe.forget()
         inside = [capturing(device_state.device) for device_state in device_states]
         if any(inside):
             known = all(inside) and not scaled and not self._mirror.host.lr_tensors()
@@ -79,7 +79,7 @@ class Advances:
             self._mirror.account.note_unknown()
         elif not moved:
             self._mirror.refresh()
-            with self._mirror.host.suspend_sync():
+            with self._mirror.host.suspend_sync:
                 self._mirror.host.schedules.count_step(moved=False)
         elif self._mirror.account.unreplayed > FEW and not self._mirror.host.with_buffer():
             self._mirror.refresh()  # on the eager engine: by and by, not all of it at the next read
@@ -96,7 +96,7 @@ class Advances:
             fused.steps += 1
         changed = True
         try:
-            with self._mirror.host.suspend_sync():
+            with self._mirror.host.suspend_sync:
                 changed = schedules.count_step(made)
         finally:
             if changed or schedules.tables:

@@ -45,9 +45,9 @@ class CachedHostStep:
     def step(self) -> bool:
         """True if the step was made."""
         mirror, scheduler = self._mirror, self._scheduler()
-        if scheduler is None or mirror.host.sync_suspended or capturing():
+        if scheduler is None or mirror.host.suspend_sync.is_entered or capturing():
             return False
-        with mirror.host.suspend_sync():
+        with mirror.host.suspend_sync:
             attributes = scheduler.__dict__
             if not self._is_as_before(attributes):
                 return False

@@ -143,11 +143,13 @@ def _is_ordinary(mirror: Mirror, keeper: StateKeeper, device_state: DeviceState)
     return (
         device_state.buffer is not None
         and device_state.engine.can_cache(device_state.buffer, device_state.table)
-        and all(row.plain for row in device_state.table.rows)
+        and all([row.plain for row in device_state.table.rows])
         and not (mirror.account.device_leads or keeper.counts.held)
         and not (
             keeper.state_exposed and mirror.account.clock_unknown
         )  # the counts that it shows are behind
         and (not keeper.state_exposed or can_watch(keeper, device_state.table.rows))
-        and not (mirror.zeroed or mirror.host.lr_tensors() or mirror.account.counts_intervals())
+        and not (
+            mirror.probe.may_come or mirror.host.lr_tensors() or mirror.account.counts_intervals()
+        )
     )

@@ -35,7 +35,7 @@ def take_changes(
             and not moved
             and (mirror.account.captured or keeper.same_dtypes(row))
         ):
-            with mirror.host.suspend_sync():
+            with mirror.host.suspend_sync:
                 group = mirror.host.optimizer.param_groups[row.group]
                 keeper.restore(row, group, mirror.account.captured)
             device_state.state_clock = -1  # what is shown of it is yet to be written
@@ -51,7 +51,7 @@ def show_state(mirror: Mirror, keeper: StateKeeper) -> Any:
     if not keeper.state_exposed:
         mirror.account.drop_cached()  # the next one watches the state
     keeper.state_exposed = True
-    if not mirror.host.sync_suspended and not capturing():
+    if not mirror.host.suspend_sync.is_entered and not capturing():
         mirror.account.refresh_clock()
         if any(
             device_state.clock != device_state.state_clock

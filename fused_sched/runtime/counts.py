@@ -1,4 +1,4 @@
-"""Step counts in ``optimizer.state``: whether somebody has written one, and who holds one."""
+"""What was last written into ``optimizer.state``, and whether user code has written there since."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from torch import Tensor
 
 @dataclass(slots=True)
 class Noted:
-    """A step count as it was written last.
+    """A param's step count as it was written last.
 
     Attributes:
-        step: the tensor in the state dict.
+        step: the tensor in the state dict; None for a rule that counts no steps.
         value: its value, int64; None where reading it would wait. A cached launch counts in it.
         version: autograd's; None for a tensor without one.
+        hidden: the state tensors are shown as None, as stock torch's before the first step.
     """
 
     step: Any
     value: array[int] | None
     version: int | None
+    hidden: bool = False
 
 
 _NOTHING = Noted(None, None, None)
@@ -33,8 +35,7 @@ class Counts:
     """The step counts that the state dict holds, as they were written last.
 
     Attributes:
-        held: params whose count somebody beside the state dict has in hand, and may write or read
-            at any time.
+        held: params whose count user code has a reference to, and may write or read at any time.
         replacements: of step tensors, so far.
     """
 
@@ -44,7 +45,7 @@ class Counts:
         self.held: list[Any] = []
 
     def note(self, param: Any, step: Any) -> None:
-        """A param's count is this one, and nobody has written it since."""
+        """A param's count is this one, and user code has not written it since."""
         on_gpu = isinstance(step, Tensor) and step.device.type != "cpu"  # reading it would wait
         self._set(param, step, None if on_gpu else int(step))
 
@@ -71,8 +72,16 @@ class Counts:
     def forget(self, param: Any) -> None:
         self._seen.pop(param, None)
 
+    def hide(self, param: Any, hidden: bool) -> None:
+        """A param's state tensors are shown as None, or as they are."""
+        noted = self._seen.get(param)
+        if noted is not None:
+            noted.hidden = hidden
+        elif hidden:
+            self._seen[param] = Noted(None, None, None, hidden=True)
+
     def written(self, param: Any, step: Any) -> bool:
-        """Whether a param's count is another one now, or somebody has written it."""
+        """Whether a param's count is another tensor now, or user code has written it."""
         noted = self.noted(param)
         if step is not noted.step:
             return True
@@ -81,7 +90,7 @@ class Counts:
         return noted.value is not None and int(step) != noted.value[0]
 
     def held_one_written(self) -> bool:
-        """Whether somebody has written a held count."""
+        """Whether user code has written a held count."""
         return any(self.written(p, self.noted(p).step) for p in self.held)
 
     def look_who_holds(self, params: Iterable[Any] | None = None) -> None:
@@ -90,7 +99,8 @@ class Counts:
         self.held = [param for param in among if self._references(param) > _UNHELD]
 
     def _references(self, param: Any) -> int:
-        return sys.getrefcount(self._seen[param].step) if param in self._seen else 0
+        noted = self._seen.get(param)
+        return 0 if noted is None or noted.step is None else sys.getrefcount(noted.step)
 
 
 def _version(step: Any) -> int | None:

@@ -53,7 +53,7 @@ class SchedulerSteps:
     def _step_where_due(self, scheduler: Any, *args: Any, **kwargs: Any) -> None:
         mirror = self._mirror
         fused = mirror.host.schedules.find(scheduler)
-        if mirror.host.sync_suspended:
+        if mirror.host.suspend_sync.is_entered:
             scheduler._host_step(*args, **kwargs)
             return
         mirror.end_captures()
@@ -67,7 +67,7 @@ class SchedulerSteps:
         """torch's own step; then the device gets the values."""
         self._mirror.refresh()
         try:
-            with self._mirror.host.suspend_sync():
+            with self._mirror.host.suspend_sync:
                 scheduler._host_step(*args, **kwargs)
         finally:
             self._mirror.sender.follow(scheduler)  # torch may raise when it has written a part
@@ -118,9 +118,8 @@ class SchedulerSteps:
             number = schedules.program_of(scheduler)
         if number is None or (metric is None and (args or kwargs)):
             if inside:
-                reason = schedules.refused.get(
-                    id(scheduler), "call optimizer.prepare() before the capture"
-                )
+                reason = schedules.why_refused(scheduler)
+                reason = reason or "call optimizer.prepare() before the capture"
                 name = type(scheduler).__name__
                 raise RuntimeError(f"{name}.step() cannot be captured: {reason}")
             return False

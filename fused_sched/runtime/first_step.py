@@ -71,7 +71,12 @@ def make_first_step(
 
 def _is_new(mirror: Mirror, keeper: StateKeeper, optimizer: Any) -> bool:
     """Whether nothing but the params and groups is there yet, and every lr is a number."""
-    if keeper.state or keeper.waiting or mirror.zeroed or not mirror.host.schedules.none_yet:
+    if (
+        keeper.state
+        or keeper.waiting
+        or mirror.probe.may_come
+        or not mirror.host.schedules.none_yet
+    ):
         return False
     if optimizer.defaults.get("differentiable"):
         return False

@@ -19,8 +19,8 @@ from .lr_tensors import LrTensors, lr_tensors_of, read_lr_tensors, write_lr_tens
 from .schedules import Schedules
 
 
-class Suspension(AbstractContextManager[None]):
-    """See ``Host.suspend_sync``: belongs to one thread; may be entered within itself."""
+class SuspendSync(AbstractContextManager[None]):
+    """Within: reads do not catch up and writes stay on the host, for one thread; may be nested."""
 
     def __init__(self, lock: Any) -> None:
         self._lock = lock
@@ -35,6 +35,7 @@ class Suspension(AbstractContextManager[None]):
         self._depth -= 1
         self._lock.release()
 
+    @property
     def is_entered(self) -> bool:
         """Whether this thread is within."""
         return self._depth > 0 and self._owner == get_ident()
@@ -47,6 +48,8 @@ class Host:
         reference: weak, to the optimizer.
         schedules: every scheduler that was built on it.
         device_states: by device; made at the first access where a first step has put them off.
+        put_off: what makes them then, None otherwise.
+        suspend_sync: entered by code that changes values on the host alone.
         lock: a thread that logs lr may read while another one trains.
     """
 
@@ -57,9 +60,9 @@ class Host:
         self.rule: Rule = type(optimizer)._rule
         self.schedules = Schedules(self.rule.columns)
         self.device_states = {}
-        self._build: Callable[[], None] | None = None
+        self.put_off: Callable[[], None] | None = None
         self.lock = threading.RLock()
-        self._suspension = Suspension(self.lock)
+        self.suspend_sync = SuspendSync(self.lock)
 
     @property
     def optimizer(self) -> Any:
@@ -76,36 +79,20 @@ class Host:
         with self.lock:
             if "device_states" not in self.__dict__:
                 self.device_states = {}
-                build, self._build = self._build, None
+                build, self.put_off = self.put_off, None
                 if build is not None and self.reference() is not None:
                     build()
             return self.device_states
 
     def put_device_states_off(self, build: Callable[[], None]) -> None:
         """Let ``build`` make the device states at the first access to them."""
-        self._build = build
+        self.put_off = build
         del self.device_states
-
-    @property
-    def has_put_off(self) -> bool:
-        """Whether the device states are still to be made."""
-        return self._build is not None
 
     def with_buffer(self) -> list[DeviceState]:
         """The device states that have a buffer on their device."""
         states = self.device_states.values()
         return [device_state for device_state in states if device_state.buffer is not None]
-
-    # -- whose writes ----------------------------------------------------------------------------
-
-    @property
-    def sync_suspended(self) -> bool:
-        """Whether this thread changes values without reading from or sending to a device."""
-        return self._suspension.is_entered()
-
-    def suspend_sync(self) -> Suspension:
-        """Within: reads do not catch up and writes stay on the host."""
-        return self._suspension
 
     # -- values ----------------------------------------------------------------------------------
 
@@ -118,7 +105,7 @@ class Host:
 
     def record(self) -> Tensor:
         """The groups' values, float64 [columns, groups]."""
-        with self._suspension:
+        with self.suspend_sync:
             groups = self.optimizer.param_groups
             encoded = [self.encode(dict(dict.items(group))) for group in groups]
         return torch.tensor(list(zip(*encoded)), dtype=torch.float64, device="cpu")

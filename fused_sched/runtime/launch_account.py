@@ -168,7 +168,7 @@ class LaunchAccount:
         self.captures.take()
         self.exposed = False
         self.cadence.retract()
-        with self._host.suspend_sync():
+        with self._host.suspend_sync:
             self.asked = self._host.schedules.asked
 
     def arrange(self, ends: int | None, launches: bool) -> None:

@@ -37,13 +37,13 @@ class Ledger:
         mirror = self.mirror
         mirror.refuse_if_captured("fuse()")
         mirror.refresh()
-        mirror.zeroed.clear()  # by a scheduler that warms up from 0, not by a checkpoint's probe
+        mirror.probe.forget()  # an lr of 0 is a warm-up's
         mirror.host.schedules.drop_abandoned()
         before = list(mirror.host.schedules.fused)
         mirror.host.schedules.fuse(FusedSchedule(scheduler, interval, on_skip))
         try:
             if interval is not None:
-                with mirror.host.suspend_sync():
+                with mirror.host.suspend_sync:
                     scheduler._dry_run()  # raises for what ends at once
             self.stepper.prepare(tables=False, scaled=False)
         except BaseException:

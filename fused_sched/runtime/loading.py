@@ -45,7 +45,7 @@ class Loading:
         before = keeper.state, keeper.state_exposed
         mirror.account.drop_cached()
         try:
-            with mirror.host.suspend_sync():
+            with mirror.host.suspend_sync:
                 yield
         except BaseException:
             mirror.host.optimizer.param_groups = self._groups

@@ -17,8 +17,11 @@ LrTensors = list[tuple[int, Tensor]]
 
 def lr_tensors_of(groups: Iterable[dict[str, Any]]) -> LrTensors:
     """The groups whose user keeps lr in a tensor; reads nothing from the device."""
-    values = ((number, dict.__getitem__(group, "lr")) for number, group in enumerate(groups))
-    return [(number, lr) for number, lr in values if isinstance(lr, Tensor)]
+    return [
+        (number, lr)
+        for number, group in enumerate(groups)
+        if isinstance(lr := dict.__getitem__(group, "lr"), Tensor)
+    ]
 
 
 def read_lr_tensors(lr_tensors: LrTensors, device_states: Iterable[DeviceState]) -> None:

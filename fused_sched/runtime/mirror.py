@@ -17,6 +17,7 @@ from .device_state import RELEASE, DeviceState, capturable, capturing
 from .host import Host
 from .host_copy import HostCopy
 from .launch_account import LaunchAccount
+from .probe import CheckpointProbe
 from .sending import Sender
 from .view import View
 
@@ -35,7 +36,7 @@ class Mirror:
         account: what launches have done that the host does not show.
         copy: what the devices have got.
         sender: the way to the devices.
-        zeroed: groups whose lr was assigned 0 since the last step.
+        probe: of torch's checkpoints.
     """
 
     def __init__(self, optimizer: Any) -> None:
@@ -43,13 +44,13 @@ class Mirror:
         self.account = LaunchAccount(self.host)
         self.copy = HostCopy(self.host.schedules)
         self.sender = Sender(self.host, self.account, self.copy)
-        self.zeroed: set[int] = set()
+        self.probe = CheckpointProbe()
 
     # -- reading ---------------------------------------------------------------------------------
 
     def refresh(self) -> None:
         """Bring the host's values up to date; during a capture they stay as they were."""
-        if self.host.sync_suspended:
+        if self.host.suspend_sync.is_entered:
             return
         with self.host.lock:
             self.account.settle()
@@ -59,10 +60,10 @@ class Mirror:
     def refresh_values(self) -> None:
         """Bring the groups up to date, and the schedulers only where that costs nothing more."""
         host = self.host
-        if host.sync_suspended:
+        if host.suspend_sync.is_entered:
             return
         with host.lock:
-            if host.has_put_off:
+            if host.put_off is not None:
                 return  # nothing moves a value there
             if (view := self._view()) is not None:
                 view.show(host.rule.decode)
@@ -85,7 +86,7 @@ class Mirror:
 
         Spares a loop that logs ``get_last_lr()`` at each step the rest of them.
         """
-        if self.host.sync_suspended:
+        if self.host.suspend_sync.is_entered:
             return None
         with self.host.lock:
             view = None if self.sender.rows_behind else self._view()
@@ -155,7 +156,7 @@ class Mirror:
         """Run torch's recurrences for the steps of launches."""
         account, schedules = self.account, self.host.schedules
         steps = account.take_unreplayed()
-        with self.host.suspend_sync():
+        with self.host.suspend_sync:
             account.cached.replay()
             for _ in range(steps):
                 schedules.count_step()
@@ -167,7 +168,7 @@ class Mirror:
         """Show a round of which only the first calls have come; the device has made all of it."""
         self.account.cadence.retract()
         self._take_positions()
-        with self.host.suspend_sync():
+        with self.host.suspend_sync:
             for fused in self.host.schedules.fused[:answered]:
                 fused.scheduler._host_step()
         self.sender.upload()
@@ -175,7 +176,7 @@ class Mirror:
     def _take_positions(self) -> None:
         """Bring the schedulers up to date, where only the groups are."""
         if self.copy.behind:
-            with self.host.suspend_sync():
+            with self.host.suspend_sync:
                 self.copy.show_positions()
 
     def _fetch(self) -> None:
@@ -188,7 +189,7 @@ class Mirror:
         assert device_states[0].buffer is not None
         fetched = device_states[0].buffer.fetch()
         schedules = self.host.schedules
-        with self.host.suspend_sync():
+        with self.host.suspend_sync:
             schedules.read_back(fetched, self.sender.programs)
         current = fetched.record[int(fetched.clock[layout.CLOCK]) & 1].tolist()
         self.copy.put_values(self.host.rule.decode, current.__getitem__)

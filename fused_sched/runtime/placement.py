@@ -56,7 +56,7 @@ class Placement:
         sizes = [len(dict.__getitem__(group, "params")) for group in groups]
         if sizes != self._sizes or not all(map(is_, params, self.params)):
             self._restart(params, sizes)
-        elif plain and not mirror.host.sync_suspended:
+        elif plain and not mirror.host.suspend_sync.is_entered:
             mirror.sender.upload()
 
     def _wrap(self, groups: list[Any], plain: Mapping[int, dict[str, Any]]) -> None:
@@ -188,7 +188,7 @@ class Placement:
         """Make the param table hold every param that has a gradient (or could have one)."""
         rows = device_state.table.rows
         asked = self._states_asked() if rows else []
-        gone = {m.index for m in rows if any(m.states[s] is None for s in asked[m.group])}
+        gone = {m.index for m in rows for s in asked[m.group] if m.states[s] is None}
         gone |= self._moved
         gone |= {m.index for m in rows if m.index in self._fallback.why}
         if self._keeper.state_exposed and not capturing(device_state.device):
@@ -221,7 +221,7 @@ class Placement:
     def _states_asked(self) -> list[list[int]]:
         """Per group, the states that each of its params must have, by slot."""
         mirror = self._mirror
-        with mirror.host.suspend_sync():
+        with mirror.host.suspend_sync:
             names = list(mirror.host.rule.states)
             groups = mirror.host.optimizer.param_groups
             return [[names.index(name) for name in mirror.host.state_names(g)] for g in groups]
@@ -248,7 +248,7 @@ class Placement:
         for i in new:
             param, number = self.params[i], self.group_of[i]
             self._check(param, i)
-            with mirror.host.suspend_sync():
+            with mirror.host.suspend_sync:
                 names = mirror.host.state_names(groups[number])
                 rows[i] = self._keeper.row(param, i, number, groups[number], names)
             device_state.offsets[i] = device_state.clock - self._keeper.step_of(param)

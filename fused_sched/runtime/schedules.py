@@ -24,7 +24,7 @@ class Schedules:
         self.tables = False  # whether a graph may come, so that tabulated schedules need tables
         self.explicit: list[weakref.ref[Any]] = []  # those with a program of their own
         self.in_graphs: list[Any] = []  # those that captured graphs step
-        self.refused: dict[int, str] = {}
+        self._refused: dict[int, tuple[weakref.ref[Any], str]] = {}  # by id, which may be reused
         self.histories: list[Rings] = []
         self._roots: list[weakref.ref[Any]] = []
 
@@ -129,7 +129,7 @@ class Schedules:
     @property
     def governed(self) -> bool:
         """Whether the calls of ``scheduler.step()`` alone move what is fused."""
-        return all(fused.interval is None for fused in self.fused)
+        return all([fused.interval is None for fused in self.fused])
 
     @property
     def asked(self) -> bool:
@@ -149,7 +149,8 @@ class Schedules:
                 continue
             if not tabulate and is_tabulated(scheduler):
                 reason = "its values must be tabulated first; call optimizer.prepare()"
-                self.refused.setdefault(id(scheduler), reason)
+                if self.why_refused(scheduler) is None:
+                    self._refuse(scheduler, reason)
             elif self._lowered(scheduler) is not None:
                 self.explicit.append(weakref.ref(scheduler))
 
@@ -158,8 +159,16 @@ class Schedules:
         try:
             return scheduler._segments()
         except NO_FORM as error:
-            self.refused[id(scheduler)] = str(error)
+            self._refuse(scheduler, str(error))
             return None
+
+    def _refuse(self, scheduler: Any, reason: str) -> None:
+        self._refused[id(scheduler)] = weakref.ref(scheduler), reason
+
+    def why_refused(self, scheduler: Any) -> str | None:
+        """Why no graph can hold a scheduler's own program; None where it was never refused."""
+        reference, reason = self._refused.get(id(scheduler), (None, None))
+        return reason if reference is not None and reference() is scheduler else None
 
     def lower(
         self, groups: int, before: Sequence[Assembled] = ()

@@ -48,7 +48,7 @@ class Sender:
 
     def reprogram(self) -> None:
         """A scheduler's attributes changed: send its row anew."""
-        if not self._host.sync_suspended:
+        if not self._host.suspend_sync.is_entered:
             self.upload()
 
     def _upload(self, device_states: Sequence[DeviceState]) -> None:
@@ -61,7 +61,7 @@ class Sender:
             return
         record = self._host.record()
         groups = record.shape[1]
-        with self._host.suspend_sync():
+        with self._host.suspend_sync:
             programs, explicit = schedules.lower(groups, self.programs)
         if self._account.captured and not all(one.fits(groups, programs) for one in device_states):
             raise RuntimeError(f"The schedule program changed its size, but {RELEASE}.")

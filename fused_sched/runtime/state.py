@@ -38,7 +38,6 @@ class StateKeeper:
         self.state_exposed = False
         self.waiting: dict[Tensor, Entry] = {}
         self.counts = Counts()
-        self._hidden: set[Tensor] = set()  # params whose momentum buffer is shown as None
 
     # -- in --------------------------------------------------------------------------------------
 
@@ -72,7 +71,7 @@ class StateKeeper:
             self.waiting[param] = entry
         if self._rule.counts_steps:
             self.counts.note(param, entry["step"])
-        self._hidden.discard(param)
+        self.counts.hide(param, False)
         slots = [tensors.get(name) for name in self._rule.states]
         return ParamRow(param, index, number, slots)
 
@@ -86,7 +85,6 @@ class StateKeeper:
         """A param's state is torch's own step's from here on."""
         self.waiting.pop(param, None)
         self.counts.forget(param)
-        self._hidden.discard(param)
 
     def _first_step(self, param: Tensor, group: Mapping[str, Any]) -> Entry:
         on_device = group.get("fused") or group.get("capturable")
@@ -177,7 +175,7 @@ class StateKeeper:
             if not entry or self.replaced(row):
                 continue
             hide = device_state.step_of(row) == 0
-            (self._hidden.add if hide else self._hidden.discard)(row.param)
+            self.counts.hide(row.param, hide)
             for name, state in self._slots(row):
                 entry[name] = None if hide else state
 
@@ -195,7 +193,7 @@ class StateKeeper:
             return row.has_state and param not in self.waiting
         if param in self.waiting:
             return True
-        hidden = param in self._hidden
+        hidden = self.counts.noted(param).hidden
         return any(
             entry.get(name) is not state and not (hidden and entry.get(name) is None)
             for name, state in self._slots(row)
@@ -247,7 +245,7 @@ class StateKeeper:
         else:
             self.state.pop(param, None)
             self.waiting[param] = tensors
-        self._hidden.discard(param)
+        self.counts.hide(param, False)
 
     def note_step(self, row: ParamRow) -> None:
         """A step count of others has been taken over."""

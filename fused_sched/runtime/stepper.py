@@ -56,12 +56,11 @@ class Stepper:
         self._keeper = keeper
         self._placement = placement
         self._advances = Advances(mirror)
-        self._stepped = False  # whether a step was ever made
 
     def step(self) -> None:
         """Every param's update, and the fused schedules' advance."""
         with self._mirror.host.lock:
-            if not self._stepped and self._first_step():
+            if not self._mirror.probe.stepped and self._first_step():
                 return
             job = self._job()
             moved = self._run_eager(job) if job.eager is None or job.eager else True
@@ -76,8 +75,10 @@ class Stepper:
             return False
         place = self._placement
         place.adopt()
-        self._stepped = make_first_step(self._mirror, self._keeper, place.params, place.group_of)
-        return self._stepped
+        if not make_first_step(self._mirror, self._keeper, place.params, place.group_of):
+            return False
+        self._mirror.probe.note_step()
+        return True
 
     def _job(self) -> _Job:
         """Take over what has changed since the last step, and have every kernel loaded."""
@@ -104,7 +105,7 @@ class Stepper:
         mirror = self._mirror
         mirror.refresh()
         schedules = mirror.host.schedules
-        with mirror.host.suspend_sync():
+        with mirror.host.suspend_sync:
             histories = [] if job.device_states else schedules.histories
             used = mirror.host.record() if histories else NO_TABLE
             exposed = self._keeper.state_exposed
@@ -121,7 +122,8 @@ class Stepper:
             keeper.publish(device_state, addresses)
         if job.advance == layout.COUNTED and mirror.host.schedules.fused:
             mirror.host.write_lr_tensors()
-        self._stepped = self._stepped or not job.probe
+        if not job.probe:
+            mirror.probe.note_step()
         if self._advances.count(job.device_states, job.grads, moved, job.scaled, job.advance):
             # User code holds the dict, or a count of it, and may read it.
             write = keeper.write_steps if keeper.state_exposed else keeper.write_held
@@ -137,17 +139,11 @@ class Stepper:
             keep_step(mirror, keeper, self._placement.params)
 
     def _is_probe(self) -> bool:
-        """Whether the step is one of those by which torch's checkpoints fill an empty state.
-
-        ``torch.distributed.checkpoint`` assigns lr 0 to every group, and gradients of zeros, and
-        steps once; neither the params nor the schedule may move.
-        """
-        mirror = self._mirror
-        if not mirror.zeroed or self._stepped or self._keeper.state or capturing():
+        """Whether the step is a checkpoint's: the state is empty, and every gradient is zeros."""
+        probe = self._mirror.probe
+        if not probe.comes(self._mirror.host.optimizer.param_groups) or self._keeper.state:
             return False
-        if mirror.zeroed != {id(group) for group in mirror.host.optimizer.param_groups}:
-            return False
-        return not any(map(_pulls, self._placement.params))
+        return not capturing() and not any(map(_pulls, self._placement.params))
 
     # -- prepare, load, release ------------------------------------------------------------------
 
@@ -191,6 +187,6 @@ class Stepper:
 
 
 def _pulls(param: Tensor) -> bool:
-    """Whether a gradient has other values than 0; of shards nobody knows, for all must agree."""
+    """Whether a gradient is not all zeros; always False for DTensor: all ranks must agree."""
     grad = param.grad
     return grad is not None and local(grad) is grad and (is_odd(grad) or bool(grad.any()))

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .device_state import RELEASE, capturing
 from .mirror import Mirror
+from .probe import is_zero
 
 
 def before_write(mirror: Mirror, group: dict[str, Any], key: str, value: Any) -> None:
@@ -17,21 +18,21 @@ def before_write(mirror: Mirror, group: dict[str, Any], key: str, value: Any) ->
         RuntimeError: a stream captures, or a captured graph cannot follow the write.
         TypeError, ValueError: the value is not what the device's record holds.
     """
-    if mirror.host.sync_suspended or mirror.host.reference() is None:
+    if mirror.host.suspend_sync.is_entered or mirror.host.reference() is None:
         return
     mirror.end_captures()
     mirror.take_back()  # the next values are computed from this one
     if isinstance(value, Tensor):
         mirror.refresh()
         mirror.account.drop_cached_schedule()
-    if key != "lr" or isinstance(value, Tensor) or _is_zero(value):
+    if key != "lr" or isinstance(value, Tensor) or is_zero(value):
         mirror.account.drop_cached()
     columns = key in mirror.host.rule.keys
     if columns:
         _refuse_under_capture(key)
         _refuse_unusable(mirror, group, key, value)
     if key == "lr":
-        (mirror.zeroed.add if _is_zero(value) else mirror.zeroed.discard)(id(group))
+        mirror.probe.note_lr(group, value)
     if not columns or mirror.sender.recursive() or not mirror.asks_device():
         mirror.refresh()
 
@@ -65,9 +66,9 @@ def _refuse_unusable(mirror: Mirror, group: dict[str, Any], key: str, value: Any
 def after_write(mirror: Mirror, group: dict[str, Any], key: str) -> None:
     """Send one group's new value to the device."""
     optimizer = mirror.host.reference()
-    if mirror.host.sync_suspended:
+    if mirror.host.suspend_sync.is_entered:
         mirror.sender.note_written(key)
-    if mirror.host.sync_suspended or optimizer is None or not mirror.host.with_buffer():
+    if mirror.host.suspend_sync.is_entered or optimizer is None or not mirror.host.with_buffer():
         return
     number = next((i for i, g in enumerate(optimizer.param_groups) if g is group), None)
     if number is None:
@@ -79,9 +80,3 @@ def after_write(mirror: Mirror, group: dict[str, Any], key: str) -> None:
     names = mirror.host.schedules.columns
     values = dict(zip(names, mirror.host.encode(dict(dict.items(group))), strict=True))
     mirror.sender.write(number, {names.index(name): values[name] for name in columns})
-
-
-def _is_zero(value: Any) -> bool:
-    if isinstance(value, Tensor):
-        return value.device.type == "cpu" and value.numel() == 1 and float(value) == 0.0
-    return isinstance(value, int | float) and value == 0.0

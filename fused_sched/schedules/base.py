@@ -172,7 +172,7 @@ class DeviceScheduler(LookAhead, Lowering, stock.LRScheduler):
         ledger = ledger_of(self.__dict__.get("optimizer"))
         # As one: a composite's children must neither read nor send between its parts.
         with self._all_or_nothing():
-            with nullcontext() if ledger is None else ledger.mirror.host.suspend_sync():
+            with nullcontext() if ledger is None else ledger.mirror.host.suspend_sync:
                 super().load_state_dict(state_dict)
             self._reprogram()
 
@@ -217,7 +217,7 @@ class DeviceScheduler(LookAhead, Lowering, stock.LRScheduler):
 
     def __setattr__(self, name: str, value: Any) -> None:
         ledger = ledger_of(self.__dict__.get("optimizer"))
-        if ledger is None or ledger.mirror.host.sync_suspended:
+        if ledger is None or ledger.mirror.host.suspend_sync.is_entered:
             super().__setattr__(name, value)
             return
         ledger.mirror.refresh()
@@ -274,7 +274,7 @@ class DeviceScheduler(LookAhead, Lowering, stock.LRScheduler):
         """Within, torch's code runs on the host's account, on the hyperparameter of this one."""
         ledger = ledger_of(optimizer)
         with (
-            nullcontext() if ledger is None else ledger.mirror.host.suspend_sync(),
+            nullcontext() if ledger is None else ledger.mirror.host.suspend_sync,
             in_place_of_lr(optimizer, self.hyper),
         ):
             yield

@@ -46,7 +46,7 @@ class Shared(Live):
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         ledger = None if instance is None else ledger_of(instance.__dict__.get("optimizer"))
-        if ledger is not None and not ledger.mirror.host.sync_suspended:
+        if ledger is not None and not ledger.mirror.host.suspend_sync.is_entered:
             ledger.mirror.refresh()
             ledger.mirror.expect_change()
         return super().__get__(instance, owner)
