@@ -44,18 +44,18 @@ struct Cached {
   int64_t* grads = nullptr;  // in `addresses`
   LastStream stream;         // on a GPU
 
-  bool nobody_scales(PyObject* attributes) const {
+  bool no_scaler(PyObject* attributes) const {
     return lacks(attributes, names.found_inf) && lacks(attributes, names.grad_scale);
   }
 
-  bool nobody_listens() const {
+  bool no_listeners() const {
     return PyDict_Size(pre_hooks.get()) == 0 && PyDict_Size(post_hooks.get()) == 0 &&
            PyDict_Size(torch.pre_hooks) == 0 && PyDict_Size(torch.post_hooks) == 0 &&
            PyDict_GetItemWithError(torch.profiler, names.profiling) == Py_False;
   }
 
-  // `told`: whoever listens to steps has been told of this one.
-  bool step(PyObject* optimizer, bool told) {
+  // `seen`: hooks and profiler have seen this step.
+  bool step(PyObject* optimizer, bool seen) {
     if (steps == limit || PyDict_GetItem(forced.get(), Py_None) != engine.get()) return false;
     if (!cadence.guess(&launch.args.advance)) return false;
     const Ref attributes(PyObject_GetAttr(optimizer, names.dict));
@@ -63,11 +63,11 @@ struct Cached {
       PyErr_Clear();
       return false;
     }
-    if (!nobody_scales(attributes.get()) || !(told || nobody_listens())) return false;
+    if (!no_scaler(attributes.get()) || !(seen || no_listeners())) return false;
     if (!groups.same(attributes.get(), rows)) return false;
     if (exposed.watched() && !exposed.unchanged()) return false;
     if (where == ON_CPU) return update_on_cpu();
-    return (where != BY_TRITON || triton.nobody_hooks()) && update_on_gpu();
+    return (where != BY_TRITON || triton.no_hooks()) && update_on_gpu();
   }
 
   // Where the launch queue is full a launch waits, and what it waits for may need the GIL. It counts

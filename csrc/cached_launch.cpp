@@ -1,10 +1,10 @@
 // The cached launch: what a step does when nothing changed since the last one, without Python.
 //
 // A CachedLaunch is made by a full step and holds what that step found. Its own step() checks that
-// all of it still holds (groups, params, hooks, profiler, scaler, a state that somebody holds; on a
+// all of it still holds (groups, params, hooks, profiler, scaler, a state that user code holds; on a
 // GPU the stream), takes the gradients' addresses, and launches. Where anything is other than it
 // was, it does nothing and returns False, and the full step runs. It counts its launches; the
-// mirror settles the account when somebody reads.
+// mirror settles the account before a read.
 #include <cstring>
 #include <memory>
 
@@ -77,7 +77,7 @@ bool note_triton(Cached& cached, const Bytes& fields, PyObject* device_state, in
 //   cadence     address of the words of runtime/cadence.py; 0 where no calls govern
 //   keep        whatever owns the memory that fields point at
 //   limit       launches until the full step must look, None for no limit
-//   hooks       for a TritonStep alone, see TritonLaunch::note
+//   hooks       for a TritonStep only, see TritonLaunch::note
 PyObject* new_either(PyTypeObject* type, PyObject* arguments, bool triton) {
   Bytes fields, facts;
   dlpack::Device device;
@@ -145,7 +145,7 @@ int clear_cached(PyObject* self) {
 
 // -- the type ------------------------------------------------------------------------------------
 
-PyObject* step_or_decline(PyObject* self, PyObject* optimizer, bool told) {
+PyObject* step_or_decline(PyObject* self, PyObject* optimizer, bool seen) {
   Cached* cached = cached_of(self);
   if (cached->running) {
     PyErr_SetString(PyExc_RuntimeError,
@@ -153,7 +153,7 @@ PyObject* step_or_decline(PyObject* self, PyObject* optimizer, bool told) {
                     "optimizer serves one thread at a time");
     return nullptr;
   }
-  return PyBool_FromLong(cached->step(optimizer, told));
+  return PyBool_FromLong(cached->step(optimizer, seen));
 }
 
 PyObject* step_cached(PyObject* self, PyObject* optimizer) {
@@ -194,9 +194,9 @@ PyObject* renew_cached(PyObject* self, PyObject* limit) {
 PyMethodDef cached_methods[] = {
     {"step", step_cached, METH_O, "step(optimizer): True if the step was made."},
     {"update", update_cached, METH_O,
-     "step() where hooks and profiler have been told of the step."},
+     "step() where hooks and profiler have seen the step."},
     {"watch", watch_cached, METH_VARARGS,
-     "watch(keeper, rows): somebody holds the state, see ExposedState::note."},
+     "watch(keeper, rows): user code holds the state, see ExposedState::note."},
     {"take", take_cached, METH_NOARGS,
      "(steps made since the last take(), {number of a param: those in which it had no gradient})."},
     {"renew", renew_cached, METH_O, "Another limit."},

@@ -1,4 +1,4 @@
-// What `optimizer.state` shows while somebody holds it: the tensors that the launches write, and
+// What `optimizer.state` shows while user code holds it: the tensors that the launches write, and
 // the step counts, which a cached launch then keeps current.
 #pragma once
 
@@ -17,7 +17,7 @@ class ExposedState {
   //         (param, names, tensors, noted, value, address): the names and tensors of its moments;
   //         None, or what was noted of its step count, whose `step` is its tensor (on the CPU,
   //         float32 or float64) and whose `value` lies at the address, int64. Without any of them
-  //         nothing is shown of it yet.
+  //         it is not in the state yet.
   // False with an error set.
   bool note(PyObject* keeper, PyObject* rows) {
     keeper_ = Ref::to(keeper);
@@ -30,7 +30,7 @@ class ExposedState {
 
   bool watched() const { return static_cast<bool>(keeper_); }
 
-  // Whether the state is still what it was: nobody put another tensor or another count into it.
+  // Whether the state is still what it was: no other tensor or count was put into it.
   bool unchanged() {
     PyObject* state = PyDict_GetItemWithError(keeper_.get(), names.state);
     bool same = state != nullptr && PyDict_Check(state);
@@ -97,7 +97,7 @@ class ExposedState {
       entry.slots.push_back({PyTuple_GetItem(slot_names, i), object, tensor.address()});
     }
     if (noted != Py_None) {
-      // Its reference stays that of `noted`: how many there are tells who holds a step tensor.
+      // Its reference stays that of `noted`: by their number user code's are found.
       dlpack::Tensor tensor;
       const Ref step(PyObject_GetAttr(noted, names.step));
       if (!step || !read(step.get(), &tensor)) return false;

@@ -33,7 +33,7 @@ class TritonLaunch {
 
   int64_t tensors() const { return fields_.tensors; }
 
-  bool nobody_hooks() const {
+  bool no_hooks() const {
     return is_silent(names.enter_hook, 1) && is_silent(names.exit_hook, 3);
   }
 

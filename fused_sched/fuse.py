@@ -169,7 +169,7 @@ def convert_scheduler(scheduler: Any) -> None:
 
 @functools.cache
 def _with_device(theirs: type) -> type:
-    """A class of somebody else with the device's part mixed in."""
+    """A user's class with the device's part mixed in."""
     known = (c for c in theirs.__mro__ if c in SCHEDULERS)
     ours = next((SCHEDULERS[c] for c in known), DeviceScheduler)
     rows = {"__module__": theirs.__module__, "__reduce__": _reduce}

@@ -1,4 +1,4 @@
-"""torch's own classes, bound before anybody can replace their names.
+"""torch's own classes, bound before their names can be replaced.
 
 A script is moved over to another framework's classes by assigning to torch's names
 (``torch.optim.AdamW = ...``; here by :func:`fused_sched.swap`). What this package then looks up

@@ -37,7 +37,7 @@ class Swap:
         self.names = sorted(f"{module.__name__}.{name}" for module, name, *_ in self._places)
 
     def restore(self) -> None:
-        """Give torch's names back; one that somebody has assigned since is left as it is."""
+        """Give torch's names back; one that was assigned since is left as it is."""
         for module, name, theirs, ours in self._places:
             if vars(module).get(name) is ours:
                 setattr(module, name, theirs)

@@ -183,6 +183,6 @@ def advance(
     metric: Tensor | None = None,
     trace: Tensor | None = None,
 ) -> None:
-    """Advance a program alone: explicit mode. Arguments as for the Triton engine."""
+    """Advance a program by its own launch: explicit mode. Arguments as for the Triton engine."""
     values = advance_values(buffer, program, steps, metric, trace) | _where(buffer.device)
     _module(_number(buffer.device)).cuda_advance(CUDA_ADVANCE.pack(values))

@@ -165,7 +165,7 @@ def advance(
     metric: Tensor | None = None,
     trace: Tensor | None = None,
 ) -> None:
-    """Advance a program alone: explicit mode. Arguments as for the Triton engine."""
+    """Advance a program by its own launch: explicit mode. Arguments as for the Triton engine."""
     if buffer.device.type == "cuda":
         native_cuda.advance(buffer, program, steps, metric, trace)
         return

@@ -108,7 +108,7 @@ def make_triton_step(
 
 
 def _hooks() -> tuple[Any, ...] | None:
-    """What TritonLaunch::note takes; None where somebody has put other hooks in place."""
+    """What TritonLaunch::note takes; None where user code has replaced the hooks."""
     from triton import knobs
 
     chains = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook

@@ -293,7 +293,7 @@ def advance(
     metric: Tensor | None = None,
     trace: Tensor | None = None,
 ) -> None:
-    """Advance a program alone: explicit mode.
+    """Advance a program by a launch of its own: explicit mode.
 
     Args:
         steps: how many times.

@@ -76,5 +76,5 @@ class ReduceLROnPlateau(DeviceScheduler, stock.ReduceLROnPlateau):
 
     def _device_metric(self, *args: Any, **kwargs: Any) -> Tensor | None:
         metric = args[0] if args else kwargs.get("metrics")
-        alone = len(args) + len(kwargs) == 1
-        return metric if alone and isinstance(metric, Tensor) and metric.numel() == 1 else None
+        single = len(args) + len(kwargs) == 1
+        return metric if single and isinstance(metric, Tensor) and metric.numel() == 1 else None

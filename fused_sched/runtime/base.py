@@ -26,22 +26,29 @@ Closure = Callable[[], Any]
 class FusedOptimizer(stock.Optimizer):
     """Base of the optimizers: one launch per step and device, hyperparameters on the device.
 
-    A subclass is an optimizer: its constructor, as torch's, and what is below. See
+    A subclass is an optimizer: its constructor, as torch's, and the attributes below. See
     docs/add_optimizer.md.
-
-    Attributes:
-        states: the names of the state tensors, and what a param group must have for them: True, or
-            the key of the group that must not be 0 or False (``{"momentum_buffer": "momentum"}``).
-            Each has the param's shape and starts at ``initial_state(name, group)``.
-        counts_steps: ``state`` has torch's ``step``.
-        tunings: how Triton compiles the step, where the default is not the best: Tuning by the bits
-            of the widest array, or by (bits, compute capability). ``python -m benchmarks.tuning``
-            measures and prints rows. A subclass with a rule of its own states its own.
     """
 
     states: ClassVar[Mapping[str, bool | str]] = {}
+    """Names of the state tensors, and when a param group keeps them.
+
+    True for always, or the key of the group that must not be 0 or False:
+    ``{"momentum_buffer": "momentum"}``. Each has the param's shape and starts at ``initial_state(name, group)``;
+    ``rule`` gets them in this order.
+    """
     counts_steps: ClassVar[bool] = True
+    """Whether ``state`` has torch's ``step``: how many steps the param has made, on the CPU.
+
+    It lies on the param's device with ``fused=True`` or ``capturable=True``, as torch's does.
+    """
     tunings: ClassVar[Tunings] = {}
+    """How Triton compiles the step, where the default is not the best.
+
+    Tuning by the bits of the widest array, or by (bits, compute capability);
+    ``python -m benchmarks.tuning`` measures and prints rows. A subclass with a rule of its own
+    states its own.
+    """
 
     coefficients: ClassVar[Callable[..., Any]]
     """``coefficients(lr, ..., step)``: the numbers that all elements of a group share at a step.
@@ -62,7 +69,7 @@ class FusedOptimizer(stock.Optimizer):
     _cached: Any = None
 
     watch_graphs: bool = True
-    """Whether torch's hooks on a CUDA graph (torch >= 2.14) tell of its replays and of its end.
+    """Whether torch's hooks on a CUDA graph (torch >= 2.14) report its replays and its end.
 
     Reading the lr after a replay then asks no device, and ``release_capture()`` happens by itself.
     Assign False before a capture whose graph is launched otherwise than by ``CUDAGraph.replay()``.
@@ -99,7 +106,7 @@ class FusedOptimizer(stock.Optimizer):
 
     @property
     def state(self) -> Any:
-        """torch's ``state``, with the step counts of now."""
+        """torch's ``state``, with current step counts."""
         return self._ledger.show_state()
 
     @state.setter
@@ -125,7 +132,7 @@ class FusedOptimizer(stock.Optimizer):
         """As torch's; raises while a captured graph uses the tables."""
         ledger = self._ledger
         ledger.mirror.refuse_if_captured("add_param_group()")
-        ledger.mirror.refresh()  # what the schedules did, they did to the groups that were there
+        ledger.mirror.refresh()  # the schedules have moved only the groups that were there
         super().add_param_group(param_group)
         if ledger.mirror.host.device_states:
             ledger.placement.adopt()
@@ -164,10 +171,10 @@ class FusedOptimizer(stock.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         cached = self._cached
-        if cached is not None and cached.update(self):  # hooks and profiler have been told
+        if cached is not None and cached.update(self):  # hooks and profiler have seen the step
             return loss
         records = torch.is_grad_enabled()
-        torch.set_grad_enabled(False)  # a fifth of what torch.no_grad() takes
+        torch.set_grad_enabled(False)  # a fifth of the time of torch.no_grad()
         try:
             self._ledger.stepper.step()
         finally:
@@ -177,7 +184,7 @@ class FusedOptimizer(stock.Optimizer):
     _hooked_update = stock.Optimizer.profile_hook_step(_update)
 
     def _has_listeners(self) -> bool:
-        """Whether somebody hears of the step: a hook, or the profiler."""
+        """Whether a hook or the profiler must see the step."""
         return bool(
             self._optimizer_step_pre_hooks
             or self._optimizer_step_post_hooks
@@ -189,10 +196,10 @@ class FusedOptimizer(stock.Optimizer):
     @torch.compiler.disable
     def _full_step(self, *args: Any, **kwargs: Any) -> Any:
         self._opt_called = True
-        # A subclass with a step() of its own has had its hooks around that.
+        # A subclass with a step() of its own: torch has put the hooks around that one.
         overridden = type(self).step is not FusedOptimizer.step
-        alone = overridden or not self._has_listeners()
-        update = self._update if alone else self._hooked_update
+        unseen = overridden or not self._has_listeners()
+        update = self._update if unseen else self._hooked_update
         return update(*args, **kwargs)
 
     @skip

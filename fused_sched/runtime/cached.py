@@ -1,4 +1,4 @@
-"""Cached launches: what the compiled engine does alone, and the count of it.
+"""Cached launches: what the compiled engine does without Python, and the count of it.
 
 The optimizer and the scheduler own theirs: owned from here they would be a cyclic reference.
 """
@@ -33,15 +33,15 @@ class CachedLaunches:
         optimizer = self._optimizer()
         return None if optimizer is None else optimizer.__dict__.get(CACHED)
 
-    # -- what was done alone ---------------------------------------------------------------------
+    # -- what was done without Python ------------------------------------------------------------
 
     def take_steps(self) -> tuple[int, Mapping[int, int]]:
-        """(steps made alone since the last look; by number of a param, those it missed)."""
+        """(cached launches since the last look; by number of a param, those it missed)."""
         launch = self.launch
         return (0, {}) if launch is None else launch.take()
 
     def take_advances(self) -> bool:
-        """Count the advances made alone; False if the scheduler went with its count."""
+        """Count the cached advances; False if the scheduler is gone, and its count with it."""
         if self._scheduler is None:
             return True
         scheduler = self._scheduler()

@@ -19,7 +19,7 @@ class CachedHostStep:
     """Steps of the only scheduler of an optimizer whose buffer, if it has one, lies on the CPU.
 
     It does what torch's ``step()`` does, in the same order, past the scheduler's and the groups'
-    own methods; whatever may be other than at the last full step is looked at first.
+    own methods; whatever may have changed since the last full step is checked first.
 
     Args:
         scheduler: has ``_next_values``, which asks the functions.
@@ -39,7 +39,7 @@ class CachedHostStep:
         return 0
 
     def is_current(self) -> bool:
-        """Whether the scheduler's attributes are those of now."""
+        """Whether the scheduler's attributes are current."""
         return not self._mirror.account.device_leads
 
     def step(self) -> bool:

@@ -1,7 +1,7 @@
 """When a launch may be cached: one device, every gradient where the table expects it, no hooks.
 
 A full step leaves a cached one behind where it finds nothing out of the ordinary. The cached launch
-checks that this still holds and launches; the mirror counts what it did before anybody reads.
+checks that this still holds and launches; the mirror counts its steps before any read.
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ def keep_step(mirror: Mirror, keeper: StateKeeper, params: Sequence[Tensor]) -> 
 
 def launch_key(device_state: DeviceState, keeper: StateKeeper) -> tuple[Any, ...]:
     """What a cached launch is made for: it serves the next step that finds the same."""
-    shown = keeper.counts.replacements if keeper.state_exposed else None
+    replacements = keeper.counts.replacements if keeper.state_exposed else None
     return (
         device_state.engine,
         device_state.table,
         id(device_state.table.info),
         len(keeper.waiting),
-        shown,
+        replacements,
     )
 
 
@@ -72,10 +72,10 @@ def keep_schedule(mirror: Mirror, scheduler: Any) -> None:
     """After a step of the only scheduler, on the host: make the next ones cached."""
     device_states = list(mirror.host.device_states.values())
     schedules = mirror.host.schedules
-    alone = list(schedules.roots()) == [scheduler] and not schedules.fused
-    if not alone or len(device_states) > 1 or mirror.account.captured or mirror.host.lr_tensors():
+    only = list(schedules.roots()) == [scheduler] and not schedules.fused
+    if not only or len(device_states) > 1 or mirror.account.captured or mirror.host.lr_tensors():
         return
-    if _asks_alone(mirror, scheduler):
+    if _asks_users_only(mirror, scheduler):
         buffer = device_states[0].buffer if device_states else None
         mirror.account.cached.keep_schedule(scheduler, CachedHostStep(mirror, scheduler, buffer))
         return
@@ -95,7 +95,7 @@ def keep_schedule(mirror: Mirror, scheduler: Any) -> None:
     )
 
 
-def _asks_alone(mirror: Mirror, scheduler: Any) -> bool:
+def _asks_users_only(mirror: Mirror, scheduler: Any) -> bool:
     """Whether a step asks users' functions for lr and does nothing else, all of it on the CPU."""
     return (
         hasattr(scheduler, "_next_values")
@@ -139,7 +139,7 @@ def _snapshot(
 
 
 def _is_ordinary(mirror: Mirror, keeper: StateKeeper, device_state: DeviceState) -> bool:
-    """Whether nothing is pending, staged or watched."""
+    """Whether nothing is unreplayed, staged or watched."""
     return (
         device_state.buffer is not None
         and device_state.engine.can_cache(device_state.buffer, device_state.table)

@@ -1,6 +1,6 @@
 """The graphs that captured an optimizer's steps: what their replays have done, and their end.
 
-Torch tells of both from 2.14 on, by hooks of ``torch.cuda.CUDAGraph``. Where it does not, and for
+Torch reports both from 2.14 on, by hooks of ``torch.cuda.CUDAGraph``. Where it does not, and for
 a step that the host could not follow, the device is asked and ``release_capture()`` must be called.
 """
 
@@ -23,7 +23,7 @@ class OpenCaptures:
         self._graphs: dict[int, weakref.ref[Any]] = {}  # by the thread that began the capture
 
     def begun(self, graph: Any) -> None:
-        """Torch's hook; a thread's last capture may have failed, of which no hook tells."""
+        """Torch's hook; a thread's last capture may have failed, which no hook reports."""
         self._graphs[threading.get_ident()] = weakref.ref(graph)
 
     def ended(self, graph: Any) -> None:
@@ -43,8 +43,8 @@ class OpenCaptures:
     def elsewhere(self) -> bool:
         """Whether a capture may be under way in another thread."""
         here = threading.get_ident()
-        others = [reference for thread, reference in list(self._graphs.items()) if thread != here]
-        return any(reference() is not None for reference in others)
+        graphs = list(self._graphs.items())
+        return any(thread != here and reference() is not None for thread, reference in graphs)
 
 
 OPEN = OpenCaptures()
@@ -52,7 +52,7 @@ OPEN = OpenCaptures()
 
 @functools.cache
 def watch_captures() -> bool:
-    """Let torch tell ``OPEN`` of every capture; False before torch 2.14, which cannot."""
+    """Have torch report every capture to ``OPEN``; False before torch 2.14, which cannot."""
     graphs: Any = torch.cuda.graphs
     if not hasattr(graphs, "register_graph_capture_start_hook"):
         return False
@@ -98,7 +98,7 @@ class Watched:
         return replays
 
     def stop(self) -> None:
-        """Look no further."""
+        """Remove the hooks."""
         self._hook.remove()
         self._callback.remove()
 
@@ -108,7 +108,7 @@ class Captures:
 
     def __init__(self) -> None:
         self._watched: list[Watched] = []
-        self._unseen = False  # some step is in a graph that nothing tells of
+        self._unseen = False  # some step is in a graph whose replays are not reported
         self._unknown = False  # some step does what only the device knows
         watch_captures()
 
@@ -116,7 +116,7 @@ class Captures:
         """A step, or a scheduler's, is being captured.
 
         Args:
-            watch: whether the user lets us look at graphs.
+            watch: the user's ``watch_graphs``.
             program: which one of the schedules' it advances by one; None where only the device
                 knows what each replay does.
         """

@@ -1,4 +1,4 @@
-"""What others have put into ``optimizer.state`` since the tables were built from it."""
+"""What user code has put into ``optimizer.state`` since the tables were built from it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def take_changes(
     """Take the step counts and tensors that the state dict holds now.
 
     Returns:
-        The rows whose tensors are others now; with ``in_place`` only those that cannot be
-        copied into the table's own without being rounded.
+        Numbers of the params whose state tensors were replaced; with ``in_place`` only those that
+        cannot be copied into the table's own without being rounded.
     """
     mirror.account.refresh_clock()
     gone: set[int] = set()
-    told = False
+    counted = False
     for row in device_state.table.rows:
         moved = row.states_moved
         replaced = moved or keeper.replaced(row)
@@ -28,7 +28,7 @@ def take_changes(
         if step is not None:
             device_state.offsets[row.index] = device_state.clock - step
             keeper.note_step(row)
-            told = True
+            counted = True
         if (
             replaced
             and in_place
@@ -38,16 +38,16 @@ def take_changes(
             with mirror.host.suspend_sync:
                 group = mirror.host.optimizer.param_groups[row.group]
                 keeper.restore(row, group, mirror.account.captured)
-            device_state.state_clock = -1  # what is shown of it is yet to be written
+            device_state.state_clock = -1  # the state dict does not show it yet
         elif replaced:
             gone.add(row.index)
-    if told and device_state.buffer is not None:
+    if counted and device_state.buffer is not None:
         device_state.send_clock()
     return gone
 
 
 def show_state(mirror: Mirror, keeper: StateKeeper) -> Any:
-    """``optimizer.state`` as of now."""
+    """``optimizer.state``, brought up to date."""
     if not keeper.state_exposed:
         mirror.account.drop_cached()  # the next one watches the state
     keeper.state_exposed = True

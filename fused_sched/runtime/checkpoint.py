@@ -54,8 +54,8 @@ def _check_complete(entry: Mapping[str, Any], names: Iterable[str], number: int)
 def _copied(key: str, value: Any, param: Tensor, on_device: bool) -> Any:
     """One value of a checkpoint: steps where torch puts them, the rest on the param's device."""
     if key == "step":
-        told = torch.is_tensor(value)
-        step = value if told else torch.tensor(value, dtype=torch.float32, device="cpu")
+        given = torch.is_tensor(value)
+        step = value if given else torch.tensor(value, dtype=torch.float32, device="cpu")
         if on_device:
             return step.to(param.device, torch.float32, copy=True)
         return step.clone()

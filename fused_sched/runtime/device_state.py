@@ -158,8 +158,8 @@ class DeviceState:
         if self._last_stream is not None:
             stream.wait_stream(self._last_stream)
         for tensor in self._tensors():
-            # Made on another stream, whose next allocation would get its memory as soon as it is
-            # let go, also under a launch on this one that is still to come.
+            # Made on another stream, whose next allocation would reuse its memory as soon as it is
+            # freed, even under a later launch on this one.
             tensor.record_stream(stream)
         self._last_stream = stream
 

@@ -78,7 +78,7 @@ class SchedulerSteps:
         """A call for a schedule that rides in the launch of ``optimizer.step()``."""
         if capturing():
             return  # the captured launch advances it
-        self._placement.adopt()  # the groups may be others than those that the launch has moved
+        self._placement.adopt()  # the groups may have been replaced since the launch
         fused.calls += 1
         account = self._mirror.account
         if account.captured:

@@ -59,7 +59,7 @@ def make_first_step(
     rows = [_row(params[i], i, group_of[i], starts[group_of[i]]) for i in numbers]
     values = [rule.encode(group) for group in groups]
     step = engine.first_step(optimizer, params, rows, values, rule, FORCED)
-    if not step.update(optimizer):  # hooks and profiler have been told
+    if not step.update(optimizer):  # hooks and profiler have seen the step
         return False  # a gradient is none that it reads, or a scaler is at work
     keeper.state_exposed = False
     mirror.account.cached.keep_launch(step)

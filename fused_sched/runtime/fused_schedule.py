@@ -19,8 +19,8 @@ class FusedSchedule:
     Attributes:
         scheduler: held strongly: a captured graph may depend on it.
         interval: optimizer steps per advance; None where the calls of ``scheduler.step()`` govern.
-        on_skip: it also advances when ``found_inf`` makes a step stand still that nobody's call
-            governs: one of an interval, or of a graph.
+        on_skip: it also advances when ``found_inf`` skips a step of an interval, or of a graph,
+            which no call governs.
         tick: optimizer steps since the last advance, of an interval.
         steps, calls: optimizer steps and calls of ``scheduler.step()`` since it was fused.
         warned: that a call does nothing.

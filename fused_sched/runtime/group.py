@@ -15,7 +15,7 @@ _MISSING = object()
 class Group(dict[str, Any]):
     """A param group: a dict whose reads are current and whose writes reach the device.
 
-    Reading a value first catches up with what the device did alone; writing one sends it at once,
+    Reading a value first catches up with the launches; writing one sends it at once,
     also between replays of a captured graph. Copies, pickles and checkpoints hold plain dicts.
     """
 
@@ -94,7 +94,7 @@ class Group(dict[str, Any]):
         return dict(super().items())
 
     def copy(self) -> dict[str, Any]:
-        """A plain dict with the values of now."""
+        """A plain dict with current values."""
         self.mirror.refresh()
         return self.raw()
 

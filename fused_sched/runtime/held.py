@@ -1,4 +1,4 @@
-"""Whether anybody else holds ``optimizer.state``, who can then change it at any time."""
+"""Whether user code holds ``optimizer.state``, and can change it at any time."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ def _references(owner: Any) -> tuple[int, int]:
 
 
 # Measured, in the very code that counts: since Python 3.14 a call's argument is not always counted.
-_OF_NOBODY_ELSE = _references(SimpleNamespace(state={0: {}}))
+_UNHELD = _references(SimpleNamespace(state={0: {}}))
 
 
 def is_held(owner: Any) -> bool:
-    """Whether ``owner.state``, a dict of dicts, or a value of it is held by anybody but its owner.
+    """Whether ``owner.state``, a dict of dicts, or a value of it has another holder than its owner.
 
     Args:
         owner: the only holder of the dict that does not count, in an attribute.
     """
     state, entry = _references(owner)
-    return state > _OF_NOBODY_ELSE[0] or entry > _OF_NOBODY_ELSE[1]
+    return state > _UNHELD[0] or entry > _UNHELD[1]

@@ -41,7 +41,7 @@ class HostCopy:
         self._groups: list[Callable[[], dict[str, Any] | None]] = []
         self._columns: list[tuple[str, int]] = []  # (name, number) of those that schedules move
         self._view: View | None = None
-        self._rows: dict[int, int] = {}  # of fused schedulers without others inside, by their id
+        self._rows: dict[int, int] = {}  # of fused schedulers that are no composites, by their id
 
     # -- what was sent ---------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from .host import Host
 
 
 class LaunchAccount:
-    """Counts launches, and tells how the next one advances the fused schedules.
+    """Counts launches, and decides how the next one advances the fused schedules.
 
     The devices run ahead of the host in four cases: advances of a fused schedule that the host has
     yet to make (``unreplayed`` ones of an interval, ``cadence.rounds`` that calls govern); one that
@@ -216,7 +216,7 @@ class LaunchAccount:
         return not self._host.schedules.governed and self.hosted()
 
     def can_advance_alone(self) -> bool:
-        """Whether a launch of the fused program alone is what one call asks for."""
+        """Whether one call asks for a launch of the fused program and nothing else."""
         schedules = self._host.schedules
         one = len(schedules.fused) == 1 and schedules.governed
         known = self.cadence.words[layout.PERIOD] and self.cadence.words[layout.LEFT]

@@ -29,11 +29,11 @@ class Ledger:
         self.loading: Loading | None = None
 
     def show_state(self) -> Any:
-        """``optimizer.state`` as of now."""
+        """``optimizer.state``, brought up to date."""
         return show_state(self.mirror, self.keeper)
 
     def fuse(self, scheduler: Any, interval: int | None, on_skip: bool) -> None:
-        """Let a scheduler advance in the optimizer's launch from here on."""
+        """Let a scheduler advance in the optimizer's launch from now on."""
         mirror = self.mirror
         mirror.refuse_if_captured("fuse()")
         mirror.refresh()
@@ -52,7 +52,7 @@ class Ledger:
             raise
 
     def unfuse(self, scheduler: Any) -> None:
-        """Let a scheduler, or with None every one, step by itself from here on."""
+        """Let a scheduler, or with None every one, step by itself from now on."""
         mirror = self.mirror
         mirror.refuse_if_captured("unfuse()")
         mirror.refresh()

@@ -173,7 +173,7 @@ class Placement:
         return device_state
 
     def retire(self, devices: Container[torch.device]) -> None:
-        """Let go of the device states of devices that no longer have params, or another engine."""
+        """Drop the device states of devices that no longer have params, or have another engine."""
         mirror = self._mirror
         gone = [device for device in mirror.host.device_states if device not in devices]
         if gone:

@@ -37,7 +37,7 @@ class CheckpointProbe:
         return bool(self._zeroed)
 
     def comes(self, groups: Iterable[Any]) -> bool:
-        """Whether the next step may be one, as far as the groups tell."""
+        """Whether the next step may be one, judging by the groups."""
         return self.may_come and not self.stepped and self._zeroed == {id(one) for one in groups}
 
 

@@ -1,4 +1,4 @@
-"""The schedules' programs on the host: how it catches up with what a device did alone."""
+"""The schedules' programs on the host: how it catches up with the launches."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class Schedules:
         return any([one._complete_table() for one in self._all()])
 
     def _all(self) -> Iterator[Any]:
-        """Every scheduler of ours, those inside others too."""
+        """Every scheduler of ours, those inside composites too."""
         waiting = list(self.roots())
         while waiting:
             one = waiting.pop()
@@ -72,12 +72,12 @@ class Schedules:
     def raise_contradiction(self) -> None:
         """Raise, once, where a graph uses values that a user's function no longer gives."""
         for one in self._all():
-            if not (told := one.__dict__.get("_contradiction")):
+            if not (values := one.__dict__.get("_contradiction")):
                 continue
             one.__dict__["_contradiction"] = ()
             raise RuntimeError(
-                f"{type(one).__name__}'s function now gives {told[0]} for step "
-                f"{one.__dict__['last_epoch']}, but the captured graph uses {told[1]}, computed "
+                f"{type(one).__name__}'s function now gives {values[0]} for step "
+                f"{one.__dict__['last_epoch']}, but the captured graph uses {values[1]}, computed "
                 "before the capture. Read again for the values that are used; to change them, call "
                 "optimizer.release_capture() and capture again."
             )
@@ -128,7 +128,7 @@ class Schedules:
 
     @property
     def governed(self) -> bool:
-        """Whether the calls of ``scheduler.step()`` alone move what is fused."""
+        """Whether only calls of ``scheduler.step()`` move what is fused."""
         return all([fused.interval is None for fused in self.fused])
 
     @property
@@ -173,7 +173,7 @@ class Schedules:
     def lower(
         self, groups: int, before: Sequence[Assembled] = ()
     ) -> tuple[list[Assembled], list[weakref.ref[Any]]]:
-        """Every program with the schedulers' values of now: the fused one, then the explicit.
+        """Every program with the schedulers' present values: the fused one, then the explicit.
 
         Args:
             before: the programs of last time.

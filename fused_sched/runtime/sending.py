@@ -15,7 +15,7 @@ from .launch_account import LaunchAccount
 
 
 class Sender:
-    """Sends what the host has changed: all of it, the values alone, or one column.
+    """Sends what the host has changed: all of it, only the values, or one column.
 
     Attributes:
         programs: the schedules' programs as they were sent last: the fused one, then the explicit.

@@ -27,7 +27,7 @@ class StateKeeper:
 
     Attributes:
         state: torch's ``{param: {"step": ..., "exp_avg": ...}}``.
-        shown: somebody may have changed ``state`` since the tables were built from it.
+        state_exposed: user code may have changed ``state`` since the tables were built from it.
         waiting: the state of params that no step has reached, not shown yet.
     """
 
@@ -135,7 +135,7 @@ class StateKeeper:
                 self.state[row.param] = entry
 
     def write_steps(self, device_states: Iterable[DeviceState]) -> None:
-        """Bring the step counts in ``state`` up to date, except where others wrote their own."""
+        """Bring the step counts in ``state`` up to date, except where user code wrote its own."""
         for device_state in device_states:
             device_state.state_clock = device_state.clock
             if self._rule.counts_steps:
@@ -144,7 +144,7 @@ class StateKeeper:
                 self._write_buffers(device_state)
 
     def write_held(self, device_states: Iterable[DeviceState]) -> None:
-        """Bring the step counts up to date that somebody holds without the state dict."""
+        """Bring the step counts up to date that user code holds without the state dict."""
         held = set(self.counts.held)
         for device_state in device_states if held else ():
             self._write_counts(
@@ -183,7 +183,7 @@ class StateKeeper:
         named = zip(self._rule.states, row.states, strict=False)
         return ((name, state) for name, state in named if state is not None)
 
-    # -- changes by others -----------------------------------------------------------------------
+    # -- changes by user code --------------------------------------------------------------------
 
     def replaced(self, row: ParamRow) -> bool:
         """Whether the state dict holds other tensors than the table."""
@@ -200,7 +200,7 @@ class StateKeeper:
         )
 
     def external_step(self, row: ParamRow, replaced: bool) -> int | None:
-        """The step count that others put into the state dict; None if nobody did."""
+        """The step count that user code put into the state dict; None without one."""
         if not self._rule.counts_steps:
             return self.step_of(row.param) if replaced else None
         entry = self.state.get(row.param)
@@ -248,7 +248,7 @@ class StateKeeper:
         self.counts.hide(param, False)
 
     def note_step(self, row: ParamRow) -> None:
-        """A step count of others has been taken over."""
+        """A step count that user code wrote is in use now."""
         entry = self.state.get(row.param)
         if entry and self._rule.counts_steps:
             self.counts.note(row.param, entry.get("step", 0))

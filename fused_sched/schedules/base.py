@@ -34,7 +34,7 @@ _PRIVATE = ("_horizon", "_hyper", "_table", "_ahead", "_contradiction", CACHED)
 """What a scheduler keeps beside torch's attributes."""
 
 DEFAULT_HORIZON = 10_000
-"""Steps that a tabulated schedule is computed ahead, unless told: 80 kB per param group."""
+"""Steps that a tabulated schedule is computed ahead by default: 80 kB per param group."""
 
 
 class DeviceScheduler(LookAhead, Lowering, stock.LRScheduler):
@@ -281,7 +281,7 @@ class DeviceScheduler(LookAhead, Lowering, stock.LRScheduler):
 
 
 def _caught_up(state_dict: Any) -> Any:
-    """Somebody's own ``state_dict``, which may read ``__dict__`` itself."""
+    """A user's own ``state_dict``, which may read ``__dict__`` itself."""
 
     @functools.wraps(state_dict)
     def caught_up(self: Any) -> Any:

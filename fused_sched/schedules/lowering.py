@@ -68,7 +68,7 @@ class Lowering:
         return own or computes_otherwise(type(self))  # type: ignore[arg-type]
 
     def _segments(self) -> Segments:
-        """The rows of every column that this scheduler moves, with its position of now."""
+        """The rows of every column that this scheduler moves, with its present position."""
         segments = self._lower(child=False)
         return tabulate(self) if segments is None else segments
 
@@ -191,7 +191,7 @@ def _calls_users(scheduler: Any) -> bool:
 
 @functools.cache
 def computes_otherwise(cls: Any) -> bool:
-    """Whether a class of somebody's own in ``cls`` overrides a part of torch's recurrence."""
+    """Whether a user's class in ``cls`` overrides a part of torch's recurrence."""
     stock = next(c for c in cls.__mro__ if c.__module__.startswith("torch.optim"))
     theirs = (c for c in cls.__mro__ if not c.__module__.startswith(WRITTEN))
     options = inspect.signature(stock).parameters  # which a property may compute

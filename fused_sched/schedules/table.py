@@ -24,7 +24,7 @@ COLUMNS = {"momentum": "momentum", "betas": "beta1"}
 
 
 WRITTEN = ("torch.optim.", "fused_sched.")
-"""Modules of schedulers that are known; other classes are somebody's own."""
+"""Modules of schedulers that are known; other classes are users' own."""
 
 FIRST_SECONDS = 0.25
 """Time to spend on a table before it is known that a graph needs all of it."""
@@ -53,7 +53,7 @@ class Table:
     complete: bool
 
     def holds(self, epoch: int, now: dict[str, Tensor]) -> bool:
-        """Whether its values are those of the steps after ``epoch``, from the values of now."""
+        """Whether its values are those of the steps after ``epoch``, from the present values."""
         passed = epoch - self.epoch
         return all(
             0 <= passed < len(values) - 1
@@ -66,7 +66,7 @@ def tabulate(scheduler: Any) -> Segments:
     """Rows that read the scheduler's next ``horizon`` values from a table.
 
     Raises:
-        ValueError: the values of somebody's own class depend on ``group["lr"]``, so that a table
+        ValueError: the values of a user's class depend on ``group["lr"]``, so that a table
             would be wrong after any edit.
     """
     groups = scheduler.__dict__["optimizer"].param_groups
@@ -220,7 +220,7 @@ def _run_ahead(scheduler: Any, epoch: int, now: dict[str, Tensor], seconds: floa
     recursive = list(now)
     if _depends_on_lr(scheduler, seconds):
         refuse_recursive(scheduler)
-    else:  # of what is cycled beside it, nobody knows
+    else:  # what is cycled beside it is not known
         recursive = [key for key in recursive if key not in hypers_of(scheduler)]
     ahead = _run(scheduler, now, scheduler.horizon, seconds=seconds)
     in_time = seconds is None or time.monotonic() < start + seconds

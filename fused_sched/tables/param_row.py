@@ -137,7 +137,7 @@ class ParamRow:
             self.staged_grad.copy_(_values(self._source))
 
     def stage_out(self, unscaled: bool) -> None:
-        """Copy the results back and let go of the gradient."""
+        """Copy the results back, and drop the reference to the gradient."""
         if self.staged_param is not None:
             self.view.copy_(self.staged_param)
         if unscaled and self.staged_grad is not None and self._source is not None:

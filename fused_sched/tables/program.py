@@ -35,7 +35,7 @@ class Row:
         child: it advances when its SequentialLR says so, not by itself.
         ends: advances until a table or a OneCycleLR is at its end, None if it never is.
         ahead: its table was run ahead; the host catches up by running the scheduler itself.
-        recursive: its table was computed from the lr of now, so an edit of lr makes it stale.
+        recursive: its table was computed from the present lr, so an edit of lr makes it stale.
     """
 
     opcode: int

@@ -3,7 +3,7 @@
 A captured launch reads its gradients' addresses from a table. What they are is known only during
 the capture. A copy on the captured stream would be a node, made again at every replay; and memory
 of the graph's pool holds what the graph put there before, at every replay again. So the table is
-an ordinary allocation, and the host fills it on a stream of its own and waits for that copy alone.
+an ordinary allocation, and the host fills it on a stream of its own and waits for that copy only.
 CUDA allows neither to a thread that captures, unless its mode is relaxed meanwhile: torch allocates
 the graph's own memory so.
 """
