@@ -93,7 +93,7 @@ class Advances:
         self._mirror.refresh()
         schedules = self._mirror.host.schedules
         for fused in schedules.fused:
-            fused.steps += 1
+            fused.count_steps(1)
         changed = True
         try:
             with self._mirror.host.suspend_sync:

@@ -112,9 +112,8 @@ class FusedOptimizer(stock.Optimizer):
     @state.setter
     def state(self, value: Any) -> None:
         self._ledger.mirror.account.drop_cached()
-        keeper = self._ledger.keeper
-        keeper.state = value if isinstance(value, defaultdict) else defaultdict(dict, value)
-        keeper.state_exposed = True
+        state = value if isinstance(value, defaultdict) else defaultdict(dict, value)
+        self._ledger.keeper.replace(state, exposed=True)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if self._LEDGER not in self.__dict__:

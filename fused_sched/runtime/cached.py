@@ -20,7 +20,7 @@ class CachedLaunches:
         self._optimizer = optimizer
         self._scheduler: weakref.ref[Any] | None = None
         self.unreplayed = 0  # advances of it that the host has yet to make
-        self.made_for: tuple[Any, ...] = ()  # what the last full step found
+        self.key: tuple[Any, ...] = ()  # what the last full step found
 
     @property
     def scheduler(self) -> Any:
@@ -74,8 +74,12 @@ class CachedLaunches:
         self._scheduler = weakref.ref(scheduler)
         scheduler.__dict__[CACHED] = cached
 
+    def note_key(self, key: tuple[Any, ...]) -> None:
+        """What a full step has found; a launch is made where it is the same twice."""
+        self.key = key
+
     def drop_launch(self) -> None:
-        self.made_for = ()
+        self.key = ()
         if self.launch is not None:
             del self._optimizer().__dict__[CACHED]
 

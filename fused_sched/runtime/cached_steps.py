@@ -31,28 +31,26 @@ def keep_step(mirror: Mirror, keeper: StateKeeper, params: Sequence[Tensor]) -> 
         mirror.account.drop_cached()
         return
     (device_state,) = device_states
-    made_for = launch_key(device_state, keeper)
-    here = mirror.account.cached.launch
-    known = made_for == mirror.account.cached.made_for
-    if here is not None and known:
-        here.renew(mirror.account.steps_left())
+    cached, key = mirror.account.cached, launch_key(device_state, keeper)
+    launch, known = cached.launch, key == cached.key
+    if launch is not None and known:
+        launch.renew(mirror.account.steps_left())
         keep_calls(mirror, device_state)
         return
     mirror.account.drop_cached()
-    mirror.account.cached.made_for = made_for
+    cached.note_key(key)
     if known:  # for the second time: where every step changes something it would never pay
         snapshot = _snapshot(mirror, keeper, device_state, params)
-        make = device_state.engine.cached_launch
-        step = make(
+        launch = device_state.engine.cached_launch(
             device_state.buffer,
             device_state.table,
             device_state.fused_program(),
             device_state.rule,
             snapshot,
         )
-        if step is not None and keeper.state_exposed:
-            watch(step, keeper, device_state.table.rows)
-        mirror.account.cached.keep_launch(step)
+        if launch is not None and keeper.state_exposed:
+            watch(launch, keeper, device_state.table.rows)
+        cached.keep_launch(launch)
         keep_calls(mirror, device_state)
 
 

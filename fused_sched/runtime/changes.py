@@ -26,19 +26,15 @@ def take_changes(
         replaced = moved or keeper.replaced(row)
         step = keeper.external_step(row, replaced)
         if step is not None:
-            device_state.offsets[row.index] = device_state.clock - step
+            device_state.set_step(row.index, step)
             keeper.note_step(row)
             counted = True
-        if (
-            replaced
-            and in_place
-            and not moved
-            and (mirror.account.captured or keeper.same_dtypes(row))
-        ):
+        kept = in_place and not moved and (mirror.account.captured or keeper.same_dtypes(row))
+        if replaced and kept:
             with mirror.host.suspend_sync:
                 group = mirror.host.optimizer.param_groups[row.group]
                 keeper.restore(row, group, mirror.account.captured)
-            device_state.state_clock = -1  # the state dict does not show it yet
+            device_state.note_unwritten()
         elif replaced:
             gone.add(row.index)
     if counted and device_state.buffer is not None:
@@ -50,12 +46,10 @@ def show_state(mirror: Mirror, keeper: StateKeeper) -> Any:
     """``optimizer.state``, brought up to date."""
     if not keeper.state_exposed:
         mirror.account.drop_cached()  # the next one watches the state
-    keeper.state_exposed = True
+    keeper.expose()
     if not mirror.host.suspend_sync.is_entered and not capturing():
         mirror.account.refresh_clock()
-        if any(
-            device_state.clock != device_state.state_clock
-            for device_state in mirror.host.device_states.values()
-        ):
-            keeper.write_steps(mirror.host.device_states.values())
+        device_states = mirror.host.device_states.values()
+        if any(one.clock != one.state_clock for one in device_states):
+            keeper.write_steps(device_states)
     return keeper.state

@@ -247,6 +247,28 @@ class DeviceState:
             for row, address in zip(self.table.rows, grads, strict=True):
                 self.offsets[row.index] += address == 0
 
+    def count_steps(self, steps: int, missed: Mapping[int, int]) -> None:
+        """The host's account of cached launches.
+
+        Args:
+            missed: by number of a param, the launches for which it had no gradient.
+        """
+        self.clock += steps
+        for index, number in missed.items():
+            self.offsets[index] += number
+
+    def set_step(self, index: int, step: int) -> None:
+        """A param has made this many steps."""
+        self.offsets[index] = self.clock - step
+
+    def note_written(self) -> None:
+        """The state dict shows the steps of the clock."""
+        self.state_clock = self.clock
+
+    def note_unwritten(self) -> None:
+        """The state dict shows other steps than the clock's."""
+        self.state_clock = -1
+
     def step_of(self, row: ParamRow) -> int:
         return self.clock - self.offsets[row.index]
 

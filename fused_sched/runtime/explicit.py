@@ -32,8 +32,7 @@ def _moved_by_interval(fused: FusedSchedule) -> str:
 
 
 def _warn_once(fused: FusedSchedule, message: str) -> None:
-    if not fused.warned:
-        fused.warned = True
+    if fused.is_first_warning():
         warn(message)
 
 
@@ -79,7 +78,7 @@ class SchedulerSteps:
         if capturing():
             return  # the captured launch advances it
         self._placement.adopt()  # the groups may have been replaced since the launch
-        fused.calls += 1
+        fused.count_call()
         account = self._mirror.account
         if account.captured:
             _warn_once(fused, _MOVED_BY_REPLAYS.format(type(fused.scheduler).__name__))

@@ -61,7 +61,7 @@ def make_first_step(
     step = engine.first_step(optimizer, params, rows, values, rule, FORCED)
     if not step.update(optimizer):  # hooks and profiler have seen the step
         return False  # a gradient is none that it reads, or a scaler is at work
-    keeper.state_exposed = False
+    keeper.conceal()
     mirror.account.cached.keep_launch(step)
     dtypes = [_get_scalar_dtype(is_fused=group.get("fused")) for group in groups]
     put_off = _PutOff(mirror, keeper, engine, params, rows, dtypes)
@@ -155,9 +155,8 @@ class _PutOff:
     def _build_device_state(self, mirror: Mirror, steps: int, missed: Mapping[int, int]) -> None:
         name = type(mirror.host.optimizer).__name__
         device_state = DeviceState(_CPU, self._engine, mirror.host.rule, name, len(self._params))
-        device_state.clock = device_state.state_clock = steps
-        for index, number in missed.items():
-            device_state.offsets[index] = number
+        device_state.count_steps(steps, missed)
+        device_state.note_written()
         names = list(mirror.host.rule.states)
         device_state.build_table(
             [
@@ -167,4 +166,4 @@ class _PutOff:
         )
         mirror.host.device_states[_CPU] = device_state
         mirror.upload_into(device_state)
-        mirror.account.cached.made_for = launch_key(device_state, self._keeper)
+        mirror.account.cached.note_key(launch_key(device_state, self._keeper))

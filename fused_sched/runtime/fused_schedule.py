@@ -36,6 +36,19 @@ class FusedSchedule:
     warned: bool = False
     refused: str | None = None
 
+    def count_steps(self, steps: int) -> None:
+        """Optimizer steps were made."""
+        self.steps += steps
+
+    def count_call(self) -> None:
+        """``scheduler.step()`` was called."""
+        self.calls += 1
+
+    def is_first_warning(self) -> bool:
+        """True at the first call."""
+        before, self.warned = self.warned, True
+        return not before
+
     def advance(self) -> bool:
         """Count one optimizer step of an interval; run torch's recurrence when it is due."""
         assert self.interval is not None

@@ -80,9 +80,7 @@ class LaunchAccount:
         if not steps:
             return
         for device_state in self._host.device_states.values():
-            device_state.clock += steps
-            for index, number in missed.items():
-                device_state.offsets[index] += number
+            device_state.count_steps(steps, missed)
         if self._host.schedules.fused and not self._host.schedules.governed:
             self.count_interval(steps)
 
@@ -121,7 +119,7 @@ class LaunchAccount:
         """
         self._since_upload += steps
         for fused in self._host.schedules.fused:
-            fused.steps += steps
+            fused.count_steps(steps)
         if moved:
             self.unreplayed += steps
 

@@ -36,7 +36,8 @@ class Loading:
         """
         groups = self._mirror.host.optimizer.param_groups
         _check_groups(self._mirror, self._groups, groups)
-        self._keeper.state = state_of(self._given, groups, self._mirror.host.rule)
+        state = state_of(self._given, groups, self._mirror.host.rule)
+        self._keeper.replace(state, exposed=self._keeper.state_exposed)
 
     @contextmanager
     def around(self) -> Iterator[None]:
@@ -49,9 +50,9 @@ class Loading:
                 yield
         except BaseException:
             mirror.host.optimizer.param_groups = self._groups
-            keeper.state, keeper.state_exposed = before
+            keeper.replace(*before)
             raise
-        keeper.state_exposed = True
+        keeper.expose()
         self._stepper.load()
 
 

@@ -17,7 +17,6 @@ from .changes import show_state, take_changes
 from .device_state import RELEASE, DeviceState, capturing, refuse_capture
 from .fallback import Fallback
 from .group import Group
-from .held import is_held
 from .mirror import Mirror
 from .state import StateKeeper
 
@@ -251,7 +250,7 @@ class Placement:
             with mirror.host.suspend_sync:
                 names = mirror.host.state_names(groups[number])
                 rows[i] = self._keeper.row(param, i, number, groups[number], names)
-            device_state.offsets[i] = device_state.clock - self._keeper.step_of(param)
+            device_state.set_step(i, self._keeper.step_of(param))
         device_state.build_table([row for _, row in sorted(rows.items())])
         if device_state.buffer is not None:
             device_state.send_clock()
@@ -266,14 +265,9 @@ class Placement:
     def fitted(self, engines: Mapping[torch.device, Any], everyone: bool) -> list[DeviceState]:
         """The device states of these devices, ready for a launch."""
         device_states = [self._device_state(device, engine) for device, engine in engines.items()]
-        counts = self._keeper.counts
-        if counts.held:
-            self._keeper.state_exposed = self._keeper.state_exposed or counts.held_one_written()
-            counts.look_who_holds(counts.held)
+        self._keeper.look_at_held()
         for device_state in device_states:
             self._fit(device_state, everyone)
         if device_states and self._keeper.state_exposed and not capturing():
-            self._keeper.state_exposed = is_held(self._keeper)
-            if not self._keeper.state_exposed:
-                counts.look_who_holds()
+            self._keeper.look_who_holds()
         return device_states

@@ -18,6 +18,7 @@ from fused_sched.tables.param_row import ParamRow, Unreadable
 
 from .counts import Counts, Noted
 from .device_state import DeviceState
+from .held import is_held
 
 Entry = dict[str, Any]
 
@@ -38,6 +39,32 @@ class StateKeeper:
         self.state_exposed = False
         self.waiting: dict[Tensor, Entry] = {}
         self.counts = Counts()
+
+    # -- who has it ------------------------------------------------------------------------------
+
+    def replace(self, state: defaultdict[Tensor, Entry], exposed: bool) -> None:
+        """Another dict in place of ``state``."""
+        self.state, self.state_exposed = state, exposed
+
+    def expose(self) -> None:
+        """User code gets the dict."""
+        self.state_exposed = True
+
+    def conceal(self) -> None:
+        """No user code has the dict."""
+        self.state_exposed = False
+
+    def look_at_held(self) -> None:
+        """Before a step: a held count that was written counts as a change of the dict."""
+        if self.counts.held:
+            self.state_exposed = self.state_exposed or self.counts.held_one_written()
+            self.counts.look_who_holds(self.counts.held)
+
+    def look_who_holds(self) -> None:
+        """Find whether user code still has the dict, or else a count of it."""
+        self.state_exposed = is_held(self)
+        if not self.state_exposed:
+            self.counts.look_who_holds()
 
     # -- in --------------------------------------------------------------------------------------
 
@@ -128,7 +155,7 @@ class StateKeeper:
         """Show the state of params that a step has now reached: those with a gradient."""
         if not self.waiting:
             return
-        device_state.state_clock = -1  # even where an overflow stopped the clock
+        device_state.note_unwritten()  # even where an overflow stopped the clock
         for row, address in zip(device_state.table.rows, grads, strict=True):
             entry = self.waiting.pop(row.param, None) if address else None
             if entry:
@@ -137,7 +164,7 @@ class StateKeeper:
     def write_steps(self, device_states: Iterable[DeviceState]) -> None:
         """Bring the step counts in ``state`` up to date, except where user code wrote its own."""
         for device_state in device_states:
-            device_state.state_clock = device_state.clock
+            device_state.note_written()
             if self._rule.counts_steps:
                 self._write_counts(device_state, device_state.table.rows)
             else:

@@ -110,7 +110,8 @@ class Stepper:
             used = mirror.host.record() if histories else NO_TABLE
             exposed = self._keeper.state_exposed
             moved = eager_engine.update(mirror.host.optimizer, job.eager)
-            self._keeper.state_exposed = exposed  # torch's step holds nothing of the state
+            if not exposed:
+                self._keeper.conceal()  # torch's step keeps no reference to the state
             for history in histories if moved else ():
                 history.note(used, schedules.columns)
         return moved
