@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fused_sched import lr_scheduler
-from fused_sched.runtime.schedules import NO_FORM
+from fused_sched.runtime.fused_schedule import NO_FORM
 
 _NOT_TEXT = {
     "LambdaLR": "takes a function, which text cannot give; in Python: scheduler.plot(n)",

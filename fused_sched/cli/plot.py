@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fused_sched.optim import FusedOptimizer
-from fused_sched.runtime.schedules import NO_FORM
+from fused_sched.runtime.fused_schedule import NO_FORM
 from fused_sched.schedules.plot import draw, lines, matplotlib
 
 from .expression import Call, build, groups_in, read

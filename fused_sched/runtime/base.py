@@ -34,8 +34,8 @@ class FusedOptimizer(stock.Optimizer):
     """Names of the state tensors, and when a param group keeps them.
 
     True for always, or the key of the group that must not be 0 or False:
-    ``{"momentum_buffer": "momentum"}``. Each has the param's shape and starts at ``initial_state(name, group)``;
-    ``rule`` gets them in this order.
+    ``{"momentum_buffer": "momentum"}``. Each has the param's shape and starts at
+    ``initial_state(name, group)``; ``rule`` gets them in this order.
     """
     counts_steps: ClassVar[bool] = True
     """Whether ``state`` has torch's ``step``: how many steps the param has made, on the CPU.
