@@ -13,7 +13,7 @@ os.environ["TRITON_INTERPRET"] = "0" if torch.cuda.is_available() else "1"
 import pytest
 
 import fused_sched
-from fused_sched.runtime import mirror
+from fused_sched.runtime import mirror, sending
 from fused_sched.schedules import call_table, table
 from tests.interpreter import quick
 
@@ -59,7 +59,8 @@ def engine(request, monkeypatch) -> Iterator[str]:
         if torch.cuda.is_available():
             yield request.param
         else:
-            monkeypatch.setattr(mirror, "capturable", lambda device: True)
+            for module in (mirror, sending):
+                monkeypatch.setattr(module, "capturable", lambda device: True)
             monkeypatch.setattr(torch, _CHECK, _check_as_cuda_does)
             with quick():
                 yield request.param
