@@ -165,7 +165,8 @@ def with_lion(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert lion is not None
     (copy / "fused_sched/optim/lion.py").write_text(lion[1], encoding="utf-8")
     names = copy / "fused_sched/optim/__init__.py"
-    replace(names, "from .sgd", "from .lion import Lion\nfrom .sgd")
+    imports = re.findall(r"^from \..*\n", names.read_text(encoding="utf-8"), re.M)
+    replace(names, "".join(imports), "".join(sorted([*imports, "from .lion import Lion\n"])))
     replace(names, '    "FusedOptimizer",\n', '    "FusedOptimizer",\n    "Lion",\n')
     replace(copy / "tests/cases.py", "\nOPTIMIZERS = [\n", LION_ROW)
     quick = {"FUSED_SCHED_CXXFLAGS": "-O0"}  # twice as fast to compile
