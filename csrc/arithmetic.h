@@ -52,7 +52,7 @@ inline auto log(V x) -> decltype(x[0], V()) {
 }
 template <class V>
 inline auto abs(V x) -> decltype(x[0], V()) {
-  return x < 0 ? -x : x;
+  return x <= 0 ? V{} - x : x;  // -0 gives 0
 }
 template <class M>
 inline auto negate(M mask) -> decltype(mask[0], M()) {

@@ -361,6 +361,88 @@ def test_a_subclass_that_states_one_function_takes_the_other():
     assert results[0] == results[1] == results[2] == [pytest.approx(1 - 0.2 * 0.1 / 2)] * 3
 
 
+class Halved(fused_sched.optim.SGD):
+    """SGD but for one of the two functions."""
+
+    @staticmethod
+    def coefficients(lr, momentum, dampening, weight_decay, nesterov, maximize, step):
+        sign = 1.0 - 2.0 * maximize
+        return lr * 0.5, weight_decay, momentum, 1.0 - dampening, nesterov, sign, step == 1
+
+
+class Odd(FusedOptimizer):
+    """Names that C++ has other uses for, signs of signs, and a state that knows no count."""
+
+    states = {"before": True}
+    counts_steps = False
+
+    def __init__(self, params: Any, lr: float = 0.125):
+        super().__init__(params, {"lr": lr})
+
+    @staticmethod
+    def coefficients(lr, step):
+        return lr, 0.1, where(step == 1, 1.0, 0.0)
+
+    @staticmethod
+    def rule(p, g, before, c):
+        [apply, tenth, first] = c
+        nullptr: float = -(-1.0 * p)
+        nullptr = -(-nullptr)  # noqa: B002
+        xor = 1.0 / (1.0 + abs(0.0 * (-1.0 - abs(g))))
+        next_p = nullptr - apply * xor * (g + before + tenth)
+        return next_p, where(first != 0.0, 10.0, before)
+
+
+@pytest.mark.parametrize("make", [Halved, Odd])
+def test_a_rule_is_the_same_on_every_engine_whatever_it_inherits_or_names(make):
+    results = []
+    for engine in ENGINES:
+        param = Parameter(torch.ones(33, dtype=torch.float64))
+        with fused_sched.use_engine(engine):
+            opt = make([param], lr=0.1)
+            for _ in range(3):
+                param.grad = torch.linspace(-1, 1, 33, dtype=torch.float64)
+                opt.step()
+        results.append(param.detach())
+    for ours in results[1:]:
+        torch.testing.assert_close(ours, results[0], rtol=1e-14, atol=1e-14)
+    assert (results[0][0] - (1.0 + 3 * 0.05)).abs() < 1e-12 or make is Odd
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_loaded_state_without_a_count_is_one_step_old(engine):
+    param = Parameter(torch.ones(3))
+    with fused_sched.use_engine(engine):
+        opt = Odd([param])
+        param.grad = torch.zeros(3)
+        opt.step()
+        saved = opt.state_dict()
+        opt.load_state_dict(saved)
+        opt.state[param]["before"].fill_(2.0)
+        opt.step()
+    assert opt.state[param]["before"].tolist() == [2.0] * 3  # the first step would set 10
+
+
+def test_what_was_imported_runs_though_its_file_changes(tmp_path):
+    path = tmp_path / "moving_rule.py"
+    head = "from fused_sched.optim import FusedOptimizer\nclass Moving(FusedOptimizer):"
+    init = "    def __init__(self, params):\n        super().__init__(params, {'lr': 1.0})"
+    text = f"{head}\n    states = {{'m': True}}\n{init}{GOOD}"
+    path.write_text(text, encoding="utf-8")
+    cls = imported(path).Moving
+    path.write_text(text.replace("u = m + g", "u = m + 5.0 * g"), encoding="utf-8")
+    param = Parameter(torch.zeros(2))
+    param.grad = torch.ones(2)
+    with fused_sched.use_engine("native"):
+        cls([param]).step()
+    assert param.tolist() == [-1.0, -1.0]
+    with (
+        fused_sched.use_engine("triton"),
+        pytest.raises(RuntimeError, match="Moving's file has changed since it was imported"),
+    ):
+        cls([param]).step()
+
+
 # -- errors --------------------------------------------------------------------------------------
 
 GOOD = """
@@ -398,7 +480,8 @@ def test_what_the_arithmetic_does_not_know_is_refused_by_line(edit, tmp_path):
     before, after = edit
     line, words = BAD[edit]
     text = GOOD.replace(before, after)
-    head = "from fused_sched.optim import FusedOptimizer\nclass Bad(FusedOptimizer):"
+    head = "from fused_sched.optim import FusedOptimizer; "
+    head += "from fused_sched.rules.arithmetic import *\nclass Bad(FusedOptimizer):"
     path = tmp_path / "bad_rule.py"
     path.write_text(f"{head}\n    states = {{'m': True}}{text}", encoding="utf-8")
     with pytest.raises(source.RuleError, match=words) as caught:
@@ -411,6 +494,20 @@ def test_states_that_the_rule_does_not_take_are_refused():
 
         class Odd(Made):
             states = {"average": True}
+
+
+def test_a_class_that_states_half_a_rule_is_refused():
+    with pytest.raises(source.RuleError, match=r"HalfOfIt states no coefficients\(\)"):
+
+        class HalfOfIt(FusedOptimizer):
+            @staticmethod
+            def rule(p, g, c):
+                return (p,)
+
+    with pytest.raises(source.RuleError, match="List.states is a dict, as"):
+
+        class List(Made):
+            states = ["average", "largest"]
 
 
 def test_a_column_that_no_group_has_is_named():
@@ -441,9 +538,18 @@ def test_sparse_gradients_are_refused_in_words():
 # -- the command ---------------------------------------------------------------------------------
 
 
+def test_command_starts():
+    done = subprocess.run(
+        [sys.executable, "-m", "fused_sched", "rule", "SGD"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "def rule(p, g, buf, c):" in done.stdout
+
+
 def test_command_prints_a_rule(capsys, guides):
     assert cli.main(["rule", "AdamW"]) == 2
-    assert "there are: Adam, SGD" in capsys.readouterr().err
+    assert "there are: Adadelta, Adagrad, Adam," in capsys.readouterr().err
     assert cli.main(["rule", "Adam"]) == 0
     assert "def rule(p, g, m, v, largest, c):" in capsys.readouterr().out
     assert cli.main(["rule", f"{guides / 'lion.py'}:Lion", "--as", "cpp"]) == 0

@@ -64,7 +64,7 @@ def test_a_class_states_the_rows_that_are_not_the_default() -> None:
         @staticmethod
         def rule(p, g, c):
             (lr,) = c
-            return p - lr * g
+            return (p - lr * g,)
 
     class Tuned(Plain):
         tunings = {32: Tuning(4, 40), (32, (9, 0)): Tuning(1, 96)}

@@ -34,8 +34,9 @@ def lacks(rule: Rule, device: torch.device) -> str | None:
 
 
 def has_stock(cls: type[Any]) -> bool:
-    """Whether torch has a class of the optimizer, whose step this engine runs."""
-    return any(c.__module__.startswith("torch.optim") and c not in _BASES for c in cls.__mro__)
+    """Whether torch has a class with the optimizer's rule, whose step this engine runs."""
+    theirs = [c for c in cls.__mro__ if c.__module__.startswith("torch.optim")]
+    return cls._rule.is_built_in and any(c not in _BASES for c in theirs)
 
 
 def stock_step(optimizer: stock.Optimizer) -> Callable[..., Any]:
@@ -83,23 +84,32 @@ def _evaluate(optimizer: Any, chosen: set[int] | None) -> None:
                     "with param.grad = param.grad.to_dense()"
                 )
             entry = optimizer.state[param]
+            had_state = any(entry.get(name) is not None for name in names)
             for name in names:
                 if name not in entry:
                     entry[name] = new_state(param, optimizer.initial_state(name, group)).detach()
             states = [entry[name] if name in names else None for name in rule.states]
-            evaluate.update(
-                rule, group, param, param.grad, states, _next_step(optimizer, param, entry)
-            )
+            step = _next_step(optimizer, param, entry, had_state)
+            evaluate.update(rule, group, param, param.grad, states, step)
 
 
-def _next_step(optimizer: Any, param: Tensor, entry: dict[str, Any]) -> int:
-    """Counted in ``state`` where the rule says so, else beside it."""
+def _next_step(optimizer: Any, param: Tensor, entry: dict[str, Any], had_state: bool) -> int:
+    """Counted in ``state`` where the rule says so, else beside it.
+
+    Args:
+        had_state: there was a state before this step; without a count of it, it is one step old.
+    """
     if optimizer._rule.counts_steps:
         entry["step"] = entry.get("step", torch.zeros((), device="cpu")) + 1.0
         return int(entry["step"])
     counts = optimizer.__dict__.setdefault(_COUNTS, WeakTensorKeyDictionary())
-    counts[param] = counts.get(param, 0) + 1
+    counts[param] = counts.get(param, int(had_state)) + 1
     return counts[param]
+
+
+def forget_counts(optimizer: Any) -> None:
+    """Count anew from what the state shows: it was loaded."""
+    optimizer.__dict__.pop(_COUNTS, None)
 
 
 def _params(optimizer: stock.Optimizer, chosen: set[int] | None) -> list[Tensor]:

@@ -89,7 +89,8 @@ def cache_folder() -> Path:
         BuildError: the user has no folder.
     """
     try:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        home = given if given.is_absolute() else Path.home() / ".cache"
     except RuntimeError as error:
         raise BuildError(f"there is no folder to build into: {error}") from error
     return home / "fused_sched"
@@ -173,8 +174,13 @@ def compile_library(
 
 def install(library: Path, target: Path) -> None:
     """Copy a library aside and move it into place: another process never sees half of it."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, staged = tempfile.mkstemp(dir=target.parent)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, staged = tempfile.mkstemp(dir=target.parent)
+    except OSError as error:
+        raise BuildError(
+            f"{target.parent} cannot be written ({error}); set XDG_CACHE_HOME to a folder that can"
+        ) from error
     os.close(handle)
     shutil.copy(library, staged)
     os.replace(staged, target)

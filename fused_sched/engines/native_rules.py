@@ -28,7 +28,9 @@ def cpu_rule(rule: Rule) -> int | str:
     try:
         return _loaded(rule, library.isa())
     except (OSError, ninja.BuildError) as error:
-        return f"{rule.name} could not be compiled: {error}"
+        why = f"{rule.name} could not be compiled: {error}"
+        print(f"fused_sched: {why}; it runs on torch tensors, slowly", file=sys.stderr)
+        return why
 
 
 def cuda_rule(rule: Rule) -> int | str:
@@ -45,7 +47,8 @@ def _loaded(rule: Rule, isa: str) -> int:
     csrc = native_build.sources()
     if csrc is None:
         raise ninja.BuildError("the C++ sources are not installed; install fused_sched again")
-    source = rule.text()
+    source = rule.source
+    assert source is not None, "the package's own rules are in the library"
     files = native_sources.shared() | {
         f"{rule.name}.h": native_sources.header("a class of your own", source),
         f"{rule.name}.cpp": native_sources.launch("a class of your own", source, _EXPORT),
@@ -61,7 +64,10 @@ def _loaded(rule: Rule, isa: str) -> int:
             built = f"{scratch}/{name}"
             ninja.run([*compile_, f"-I{scratch}", f"{scratch}/{rule.name}.cpp", "-o", built])
             native_build.install(Path(built), target)
-    function = ctypes.CDLL(str(target)).fused_sched_update
+    try:
+        function = ctypes.CDLL(str(target)).fused_sched_update
+    except (OSError, AttributeError) as error:
+        raise ninja.BuildError(f"{target} is broken ({error}); delete it") from error
     address = ctypes.cast(function, ctypes.c_void_p).value
     assert address is not None
     return address

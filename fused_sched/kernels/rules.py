@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from triton import JITFunction
 
+from fused_sched.rules.source import from_functions
+
 from . import arithmetic
 
 
@@ -33,6 +35,12 @@ class Bound(NamedTuple):
 
 def bind(rule):
     """A ``fused_sched.rules.Rule`` for the kernel."""
+    if rule.source is not None:
+        now = from_functions(rule.name, rule.coefficients, rule.apply)
+        if now.text != rule.source.text:  # Triton reads the file at this time
+            raise RuntimeError(
+                f"{rule.name}'s file has changed since it was imported; import again"
+            )
     return _bound(rule.coefficients, rule.apply, len(rule.columns), len(rule.states), rule.required)
 
 
@@ -68,7 +76,7 @@ def _coefficients(h, G, step, C: tl.constexpr):
         exact = NARROW(*columns, step.to(tl.float64))
     rounded = ()
     for k in tl.static_range(len(exact)):
-        rounded += (tl.cast(exact[k], C),)
+        rounded += (tl.full((), exact[k], C),)  # a literal too, which a cast would make float32
     return rounded
 
 

@@ -29,10 +29,13 @@ _PRECEDENCE: dict[type[ast.AST], tuple[int, str]] = {
 _CHOICE, _SIGN = 1, 7  # a ? b : c binds less than all of these, a sign more
 
 _TAKEN = """
-C V h count alignas alignof asm auto bool case catch char const constexpr default delete do double
-enum explicit export extern false float friend goto inline int long mutable namespace new operator
-private protected public register short signed sizeof static struct switch template this throw true
-typedef typename union unsigned using virtual void volatile
+C V h count apply kStates negate spread spread_truth size_of and_eq bitand bitor compl not_eq or_eq
+xor xor_eq nullptr decltype noexcept static_assert static_cast const_cast dynamic_cast typeid
+reinterpret_cast thread_local wchar_t char8_t char16_t char32_t alignas alignof asm auto bool case
+catch char const constexpr default delete do double enum explicit export extern false float friend
+goto inline int long mutable namespace new operator private protected public register short signed
+sizeof static struct switch template this throw true typedef typename union unsigned using virtual
+void volatile
 """
 """Names of Python's that C++ or the struct around them uses for something else."""
 
@@ -107,8 +110,8 @@ def _apply(source: RuleSource) -> list[str]:
         return body.statements() + [f"{name} = {value};" for name, value in changed]
     return [  # all are computed before the first of them is replaced
         *body.statements(),
-        *(f"const V next_{name} = {value};" for name, value in changed),
-        *(f"{name} = next_{name};" for name, _ in changed),
+        *(f"const V {name}__ = {value};" for name, value in changed),
+        *(f"{name} = {name}__;" for name, _ in changed),
     ]
 
 
@@ -175,7 +178,8 @@ class _Body:
         if isinstance(node, ast.UnaryOp):
             if isinstance(node.op, ast.Invert):
                 return f"negate({self.text(node.operand)})"
-            return f"-{self.text(node.operand, _SIGN)}"
+            operand = self.text(node.operand, _SIGN)
+            return f"-({operand})" if operand.startswith("-") else f"-{operand}"
         return self._pair(node, least)
 
     def _pair(self, node: ast.expr, least: int) -> str:

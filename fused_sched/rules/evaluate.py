@@ -44,7 +44,9 @@ def coefficients(
     """
     values = torch.tensor([*rule.encode(group), step], dtype=torch.float64, device="cpu")
     exact = rule.coefficients(*values)
-    return tuple(torch.as_tensor(value, device="cpu").to(dtype) for value in exact)
+    return tuple(
+        torch.as_tensor(value, dtype=torch.float64, device="cpu").to(dtype) for value in exact
+    )
 
 
 def _present(states: Sequence[Tensor | None], like: Tensor) -> list[Tensor]:

@@ -19,8 +19,8 @@ def number(name: str, value: Any) -> float:
     """
     if isinstance(value, Tensor):
         value = value.detach()  # an lr that is learned requires grad
-    elif isinstance(value, str | bytes | bytearray):
-        raise TypeError(f"param_group[{name!r}] is {value!r}; expected a number, not text")
+    elif value is None or isinstance(value, str | bytes | bytearray):
+        raise TypeError(f"param_group[{name!r}] is {value!r}; expected a number")
     return float(value)
 
 

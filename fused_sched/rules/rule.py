@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from . import source
 from .numbers import PLAIN, number
+from .source import RuleError, RuleSource, from_functions
 from .tuning import DEFAULT_TUNINGS, Tuning
 
 LOG = "log_"
@@ -33,6 +33,7 @@ class Rule:
             a param group must have for them: True, or the key that must not be 0 or False.
         counts_steps: ``optimizer.state`` has torch's ``step``.
         tunings: how Triton compiles it: the class's rows and the default ones.
+        source: both functions as they were when the class was defined; None of the package's own.
     """
 
     name: str
@@ -43,25 +44,18 @@ class Rule:
     states: Mapping[str, bool | str]
     counts_steps: bool
     tunings: dict[int | tuple[int, tuple[int, int]], Tuning]
+    source: RuleSource | None
 
     @property
     def is_built_in(self) -> bool:
-        """Whether the installed library has it compiled."""
-        return self.apply.__module__.startswith("fused_sched.optim.")
+        """Whether it is the package's own, which the installed library has compiled."""
+        return self.source is None
 
     @property
     def required(self) -> int:
         """How many states, from the first on, every group keeps."""
         conditions = list(self.states.values())
         return next((i for i, c in enumerate(conditions) if c is not True), len(conditions))
-
-    def text(self) -> source.RuleSource:
-        """Its two functions, read from their source.
-
-        Raises:
-            RuleError: the source cannot be read, or is no arithmetic that a kernel knows.
-        """
-        return source.from_functions(self.name, self.coefficients, self.apply)
 
     def tuning(self, bits: int, capability: tuple[int, int]) -> Tuning:
         """How it is compiled for a GPU, where the arrays' widths give these ``tuning_bits``."""
@@ -70,10 +64,13 @@ class Rule:
     def check_keys(self, groups: Sequence[Mapping[str, Any]]) -> None:
         """Raise KeyError for a hyperparameter that no default and no group gives."""
         for i, group in enumerate(groups):
-            for key in (*self.keys, *filter(_is_key, self.states.values())):
+            conditions = (when for when in self.states.values() if isinstance(when, str))
+            for key in (*self.keys, *conditions):
                 if key not in group:
+                    columns = ", ".join(self.keys.get(key, ()))
+                    asks = f"{self.name}.coefficients({columns}) asks for {key!r}"
                     raise KeyError(
-                        f"{self.name} asks for {key!r}, which param group {i} lacks; add it "
+                        f"{asks if columns else self.name}: param group {i} lacks {key!r}; add it "
                         "to the defaults that the constructor passes on"
                     )
 
@@ -114,14 +111,28 @@ class Rule:
 
 
 def rule_of(cls: type[Any]) -> Rule | None:
-    """The rule that a class of optimizers states or inherits; None of an abstract one."""
-    apply = getattr(cls, "rule", None)
-    coefficients = getattr(cls, "coefficients", None)
-    if apply is None or coefficients is None:
+    """The rule that a class of optimizers states or inherits; None of an abstract one.
+
+    Raises:
+        RuleError: one of the two functions is missing, or is no arithmetic that a kernel knows.
+    """
+    functions = {name: getattr(cls, name, None) for name in ("coefficients", "rule")}
+    missing = [name for name, function in functions.items() if function is None]
+    if len(missing) == 2:
         return None
+    if missing:
+        raise RuleError(f"{cls.__name__} states no {missing[0]}(); see docs/add_optimizer.md")
+    coefficients, apply = functions.values()
+    assert coefficients is not None and apply is not None
+    if not isinstance(cls.states, Mapping):
+        raise RuleError(f"{cls.__name__}.states is a dict, as {{'exp_avg': True}}: {cls.states!r}")
+    name = next(c.__name__ for c in cls.__mro__ if functions.keys() & vars(c).keys())
+    source = None
+    if not all(f.__module__.startswith("fused_sched.optim.") for f in (coefficients, apply)):
+        source = _checked(cls, from_functions(name, coefficients, apply))
     columns = tuple(inspect.signature(coefficients).parameters)[:-1]
-    rule = Rule(
-        name=apply.__qualname__.split(".")[-2],
+    return Rule(
+        name=name,
         coefficients=coefficients,
         apply=apply,
         columns=columns,
@@ -129,15 +140,17 @@ def rule_of(cls: type[Any]) -> Rule | None:
         states=cls.states,
         counts_steps=cls.counts_steps,
         tunings={**DEFAULT_TUNINGS, **cls.tunings},
+        source=source,
     )
-    if not rule.is_built_in:
-        read = rule.text()
-        if len(read.states) != len(rule.states):
-            raise source.RuleError(
-                f"{cls.__name__}.states names {len(rule.states)} tensors, but its rule() takes "
-                f"{len(read.states)} between the gradient and the coefficients"
-            )
-    return rule
+
+
+def _checked(cls: type[Any], source: RuleSource) -> RuleSource:
+    if len(source.states) != len(cls.states):
+        raise RuleError(
+            f"{cls.__name__}.states names {len(cls.states)} tensors, but its rule() takes "
+            f"{len(source.states)} between the gradient and the coefficients"
+        )
+    return source
 
 
 def _keys(columns: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
@@ -151,7 +164,7 @@ def _keys(columns: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
 @functools.cache
 def _key(column: str) -> tuple[str, int | None]:
     """Which key of a param group a column is of: ``beta1`` is the first of ``betas``."""
-    if column[-1].isdigit():
+    if column[-1] in "123456789":
         return f"{column[:-1]}s", int(column[-1]) - 1
     return column, None
 
@@ -161,10 +174,6 @@ def _element(group: Mapping[str, Any], key: str, index: int) -> Any:
     if index >= len(value):
         raise ValueError(f"param_group[{key!r}] has {len(value)} values, not {index + 1}")
     return value[index]
-
-
-def _is_key(condition: bool | str) -> bool:
-    return isinstance(condition, str)
 
 
 def _log(value: float) -> float:

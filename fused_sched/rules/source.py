@@ -28,9 +28,10 @@ FUNCTIONS = {
 
 NUMBER, TRUTH = "number", "truth value"
 
+MODULE = "fused_sched.rules.arithmetic"
+
 ALLOWED = (
-    "names, numbers, + - * /, comparisons, & | ~ of them, "
-    f"and {', '.join(FUNCTIONS)} of fused_sched.rules.arithmetic"
+    f"names, numbers, + - * /, comparisons, & | ~ of them, and {', '.join(FUNCTIONS)} of {MODULE}"
 )
 
 _OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.BitAnd, ast.BitOr)
@@ -128,9 +129,20 @@ def from_functions(
         text = textwrap.dedent("".join(lines))
         node = next(n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef))
         file = inspect.getsourcefile(function) or key
-        readers.append(_Reader(file, text.splitlines(), first - 1))
+        reader = _Reader(file, text.splitlines(), first - 1)
+        readers.append(reader)
+        _check_imports(reader, node, function)
         methods[key] = node
     return _paired(name, readers[0], readers[1], methods)
+
+
+def _check_imports(reader: _Reader, node: ast.FunctionDef, function: Callable[..., Any]) -> None:
+    """Refuse a function of the arithmetic's names that is another library's, or is not imported."""
+    called = {n.func for n in ast.walk(node) if isinstance(n, ast.Call)}
+    for name in {n.id for n in called if isinstance(n, ast.Name)} & FUNCTIONS.keys() - {"abs"}:
+        found = getattr(function, "__globals__", {}).get(name)
+        if getattr(found, "__module__", None) != MODULE:
+            reader.refuse(node, f"write `from {MODULE} import {name}` above the class")
 
 
 def _paired(
@@ -168,6 +180,7 @@ class _Reader:
         self.file = file
         self.lines = lines
         self.offset = offset
+        self._elements = False  # whether the function that is read is a rule
 
     def refuse(self, node: ast.AST, what: str) -> NoReturn:
         line = self.offset + getattr(node, "lineno", 0)
@@ -194,9 +207,15 @@ class _Reader:
         if doc:
             statements.pop(0)
         unpacked: tuple[str, ...] = ()
+        self._elements = unpacks
+        if parameters[:1] == ("self",):
+            self.refuse(function, f"{function.name}() takes no self: put @staticmethod above it")
         known = dict.fromkeys(parameters, NUMBER)
         if unpacks and statements and self._takes_apart(statements[0], parameters[-1]):
-            unpacked = _names(statements.pop(0).targets[0])  # type: ignore[attr-defined]
+            first = statements.pop(0)
+            unpacked = _names(first.targets[0])  # type: ignore[attr-defined]
+            if len(set(unpacked)) < len(unpacked):
+                self.refuse(first, "each coefficient has a name of its own")
             del known[parameters[-1]]
             known |= dict.fromkeys(unpacked, NUMBER)
         if not statements or not isinstance(statements[-1], ast.Return):
@@ -218,7 +237,7 @@ class _Reader:
             isinstance(statement, ast.Assign)
             and isinstance(statement.value, ast.Name)
             and statement.value.id == name
-            and isinstance(statement.targets[0], ast.Tuple | ast.Name)
+            and isinstance(statement.targets[0], ast.Tuple | ast.List | ast.Name)
         )
 
     def _assignments(
@@ -236,6 +255,12 @@ class _Reader:
             and isinstance(statement.targets[0], ast.Name)
         ):
             pairs = [(statement.targets[0].id, statement.value)]
+        elif (
+            isinstance(statement, ast.AnnAssign)
+            and isinstance(statement.target, ast.Name)
+            and statement.value is not None
+        ):
+            pairs = [(statement.target.id, statement.value)]
         else:
             self.refuse(
                 statement,
@@ -246,7 +271,10 @@ class _Reader:
         for name, value in pairs:
             if name in fixed:
                 self.refuse(statement, f"{name!r} is a coefficient; assign to another name")
-            known[name] = self._check(value, known)
+            kind = self._check(value, known)
+            if known.get(name, kind) != kind:
+                self.refuse(statement, f"{name!r} is a {known[name]} already; use another name")
+            known[name] = kind
         return [Assignment(name, value, comment) for name, value in pairs]
 
     def _comment(self, statement: ast.stmt) -> tuple[str, ...]:
@@ -264,9 +292,17 @@ class _Reader:
 
     def _check(self, node: ast.expr, known: Mapping[str, str]) -> str:
         """``NUMBER`` or ``TRUTH``, what an expression is; refuse what no kernel computes."""
-        if isinstance(node, ast.Name) and node.id in known:
+        if isinstance(node, ast.Name):
+            if node.id not in known:
+                self.refuse(
+                    node,
+                    f"{node.id!r} is not known here: assign it in the function, or pass it through "
+                    "a param group",
+                )
             return known[node.id]
         if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+            if not abs(node.value) < 1e300:  # type: ignore[arg-type]
+                self.refuse(node, f"{node.value!r} is no number that a kernel holds")
             return NUMBER
         if isinstance(node, ast.BinOp) and isinstance(node.op, _OPERATORS):
             kind = TRUTH if isinstance(node.op, ast.BitAnd | ast.BitOr) else NUMBER
@@ -280,6 +316,10 @@ class _Reader:
                 return self._asked(parts, [NUMBER, NUMBER], TRUTH, known)
             self.refuse(node, "write two comparisons with & between them")
         if isinstance(node, ast.Call) and self._is_known(node):
+            if ast.unparse(node.func) == "bias_correction" and self._elements:
+                self.refuse(
+                    node, "bias_correction() is for coefficients(): its step is the group's"
+                )
             kinds = [NUMBER] * len(node.args)
             if ast.unparse(node.func) == "where":
                 kinds[0] = TRUTH
@@ -305,5 +345,5 @@ class _Reader:
 
 
 def _names(target: ast.expr) -> tuple[str, ...]:
-    parts = target.elts if isinstance(target, ast.Tuple) else [target]
+    parts = target.elts if isinstance(target, ast.Tuple | ast.List) else [target]
     return tuple(part.id for part in parts if isinstance(part, ast.Name))

@@ -12,6 +12,7 @@ from torch._dynamo.decorators import skip
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from fused_sched import stock
+from fused_sched.engines.eager_engine import forget_counts
 from fused_sched.rules.rule import Rule, rule_of
 from fused_sched.rules.tuning import Tunings
 
@@ -153,6 +154,7 @@ class FusedOptimizer(stock.Optimizer):
         optimizer = (
             ledger.mirror.host.optimizer
         )  # a wrapper (Lightning's, Accelerate's) must not be loaded
+        forget_counts(optimizer)
         ledger.loading = loading = Loading(ledger.mirror, ledger.keeper, ledger.stepper)
         handle = optimizer.register_load_state_dict_pre_hook(loading.see)
         try:
