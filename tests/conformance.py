@@ -18,7 +18,7 @@ from tests import differences
 PROPERTY = "differences"
 
 WHAT = {
-    "test_optimizers": "Every option, dtype, layout and edit of SGD, Adam and AdamW",
+    "test_optimizers": "Every option, dtype, layout and edit of each optimizer",
     "test_optim_db": "torch's own tables of optimizer inputs and errors (`optim_db`)",
     "test_state": "State, checkpoints both ways, copies, cyclic references",
     "test_scaler": "GradScaler: overflows at the first step, in a row, in the last step",
