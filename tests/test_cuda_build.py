@@ -590,7 +590,7 @@ def test_every_kind_of_storage_gets_the_cpu_engines_bits(on_cpu, on_host, rule):
     assert on_host.cuda_on_host_launches() - before == len(STEPS)
     assert on_host.cuda_on_host_blocks() == tables.table.programs
     assert same(tables.tensors(), on_cpu[rule])
-    assert tables.device_buffer.clock.tolist() == [len(STEPS), 0, 0, 0]
+    assert tables.buffer.clock.tolist() == [len(STEPS), 0, 0, 0]
 
 
 def test_launch_with_found_inf_changes_nothing(on_host):
@@ -700,7 +700,7 @@ def test_fields_of_another_size_are_refused(on_host):
         module.cuda_update(b"", b"")
     tables = Tables("SGD")
     how = None, 0, layout.STAY
-    values = native_library.update_values(tables.device_buffer, tables.table, *how, None, None)
+    values = native_library.update_values(tables.buffer, tables.table, *how, None, None)
     others = dict.fromkeys(CUDA_UPDATE.names, 0)
     with pytest.raises(RuntimeError, match="not one gradient for each tensor"):
         module.cuda_update(CUDA_UPDATE.pack(others | values), bytes(8))
