@@ -11,10 +11,10 @@ CLASSES = {
     f"{found.__module__}.{name}": found
     for module in (optim, lr_scheduler)
     for name, found in vars(module).items()
-    if name in module.__all__
+    if name in module.__all__ and found is not optim.FusedOptimizer
 }
 
-STEP = optim.base.FusedOptimizer.step
+STEP = optim.FusedOptimizer.step
 """Takes its arguments as they come, and shows those that it has."""
 
 KINDS = {
