@@ -7,7 +7,6 @@ import torch
 from torch.nn import Parameter
 
 import fused_sched
-from fused_sched.tables import layout
 from tests.cases import SHAPES
 
 from .capture import capture, new_graph
@@ -69,10 +68,12 @@ def test_captured_addresses_are_the_graphs_own_under_every_mode(mode, device):
     first, second = (torch.full((4,), value, device=device) for value in (1.0, 10.0))
     weight.grad = torch.zeros(4, device=device)
     opt.step()
+    (device_state,) = opt._ledger.mirror.host.device_states.values()
+    addresses = device_state.table.addresses
     graph = new_graph(device, keep_graph=True)
     with capture(graph, capture_error_mode=mode):
         for grad in (first, second):
-            scratch = torch.empty(layout.SLOTS, 1, dtype=torch.int64, device=device)
+            scratch = torch.empty_like(addresses)
             scratch.fill_(1)
             del scratch
             weight.grad = grad
