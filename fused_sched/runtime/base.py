@@ -151,15 +151,14 @@ class FusedOptimizer(stock.Optimizer):
             raise RuntimeError("load_state_dict() cannot run while a CUDA graph is being captured")
         ledger.mirror.refresh()
         ledger.mirror.account.refresh_clock()
-        optimizer = (
-            ledger.mirror.host.optimizer
-        )  # a wrapper (Lightning's, Accelerate's) must not be loaded
-        forget_counts(optimizer)
+        # Not self: a wrapper (Lightning's, Accelerate's) must not be loaded.
+        optimizer = ledger.mirror.host.optimizer
         ledger.loading = loading = Loading(ledger.mirror, ledger.keeper, ledger.stepper)
         handle = optimizer.register_load_state_dict_pre_hook(loading.see)
         try:
             with loading.around():
                 super(FusedOptimizer, optimizer).load_state_dict(state_dict)
+            forget_counts(optimizer)
         finally:
             ledger.loading = None
             handle.remove()
