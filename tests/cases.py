@@ -178,6 +178,13 @@ OPTIMIZERS = [
         {"weight_decay": 0.2, "decoupled_weight_decay": True},
         {"maximize": True},
     ),
+    *_rows(
+        "Rprop",
+        {"lr": 0.02},
+        {"etas": (0.3, 1.5)},
+        {"step_sizes": (0.015, 0.03)},
+        {"maximize": True},
+    ),
 ]
 
 ONE_OF_EACH = [row for row in OPTIMIZERS if row.id.endswith("-combo") and "nesterov" not in row.id]

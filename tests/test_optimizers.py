@@ -174,6 +174,21 @@ def test_missing_gradients_let_the_step_stand_still(row, engine):
     both(row, three, grads)
 
 
+@pytest.mark.parametrize(**stepped(ONE_OF_EACH))
+def test_a_first_gradient_may_come_late(row, engine):
+    """The state is made when the lr is another, and counts from that gradient on."""
+    opt, ours, reference, theirs = pair(row, three)
+    opt.prepare()
+    for step in range(STEPS):
+        for one, params in ((opt, ours), (reference, theirs)):
+            one.param_groups[0]["lr"] = 0.1 / (1 + step)
+            set_grads(params, step)
+            for late in params[: max(0, 2 - step)]:
+                late.grad = None
+            one.step()
+    check(ours, theirs)
+
+
 @pytest.mark.parametrize("row", **named(FEW))
 def test_gradients_may_all_be_missing(row, engine):
     def grads(params: list[Tensor], step: int) -> None:

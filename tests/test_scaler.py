@@ -11,9 +11,20 @@ from torch import Tensor
 from torch.amp import GradScaler
 
 import fused_sched
-from tests.cases import SHAPES, gradient
+from tests.cases import ONE_OF_EACH, SHAPES, gradient
 from tests.recording import record
-from tests.training import FEW, OURS, STEPS, case, check, named, set_grads, three
+from tests.training import (
+    FEW,
+    OURS,
+    STEPS,
+    case,
+    check,
+    named,
+    pair,
+    set_grads,
+    stepped,
+    three,
+)
 
 SCALE = 1024.0
 MOMENTUM = case("SGD-momentum")
@@ -101,6 +112,25 @@ def test_odd_gradients_are_divided_too(row, engine):
     stock.step()
     check([p.detach() for p in params], [p.detach() for p in reference])
     check([p.grad for p in params], [p.grad for p in reference])
+
+
+@pytest.mark.parametrize("overflows", OVERFLOWS.values(), ids=OVERFLOWS.keys())
+@pytest.mark.parametrize(**stepped(ONE_OF_EACH))
+def test_a_step_with_found_inf_is_no_step(row, overflows, engine):
+    """Of every class, also of those that torch has no ``fused`` for; meanwhile the lr moves."""
+    opt, ours, reference, theirs = pair(row, three)
+    opt.grad_scale = torch.tensor([SCALE])
+    for step in range(STEPS):
+        opt.found_inf = torch.tensor([float(step in overflows)])
+        set_grads(theirs, step)
+        for mine, other in zip(ours, theirs, strict=True):
+            mine.grad = other.grad * SCALE
+        for one in (opt, reference):
+            one.param_groups[0]["lr"] = 0.1 / (1 + step)
+        opt.step()
+        if step not in overflows:
+            reference.step()
+    check(ours, theirs)
 
 
 def test_no_momentum_is_shown_before_the_first_real_step(engine):

@@ -8,6 +8,7 @@ from .adam import Adam, AdamW
 from .adamax import Adamax
 from .radam import RAdam
 from .rmsprop import RMSprop
+from .rprop import Rprop
 from .sgd import SGD
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "FusedOptimizer",
     "RAdam",
     "RMSprop",
+    "Rprop",
 ]

@@ -135,6 +135,11 @@ def test_odd_gradients_equal_float64(case, grads, device):
     assert_close(trained(case, fused_sched.optim, params, grads), reference)
 
 
+def quickest(case: OptimizerCase) -> dict[str, bool]:
+    """torch's fastest step."""
+    return {"fused" if case.takes("fused") else "foreach": True}
+
+
 @pytest.mark.parametrize("dtype", ROUNDED, ids=str)
 @over(OPTIMIZERS)
 def test_error_is_at_most_twice_that_of_torch_fused(case, dtype, device):
@@ -143,8 +148,7 @@ def test_error_is_at_most_twice_that_of_torch_fused(case, dtype, device):
     start = torch.randn(SIZE, generator=generator, dtype=torch.float64).to(dtype).to(device)
     true = exact(case, [start.clone()], gradient)[0]
     ours = trained(case, fused_sched.optim, [start.clone()], gradient)[0]
-    quickest = {"fused" if case.takes("fused") else "foreach": True}
-    fused = trained(case, torch.optim, [start.clone()], gradient, **quickest)[0]
+    fused = trained(case, torch.optim, [start.clone()], gradient, **quickest(case))[0]
     mine, theirs = (float((_wide(p) - true).norm()) for p in (ours, fused))
     floor = 1e-9 * float(true.norm())
     assert mine <= ERROR_RATIO * theirs + floor, (
@@ -159,7 +163,7 @@ def test_state_equals_torch_fused(case, device):
     states = []
     for module in (fused_sched.optim, torch.optim):
         own = [Parameter(p.clone()) for p in params]
-        opt = case.build(module, own, fused=True)
+        opt = case.build(module, own, **quickest(case))
         for step in range(3):
             for param in own:
                 param.grad = gradient(param.detach(), step)
