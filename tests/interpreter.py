@@ -4,19 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-
-
-def _call(self: Any, *args: Any, **kwargs: Any) -> Any:
-    from triton.runtime import interpreter
-
-    if self.fn.__module__.startswith("triton."):  # it sees the language by another name
-        interpreter._patch_lang(self.fn)
-    return self.rewrite()(*args, **kwargs)
 
 
 def _cached_dtypes(look_up: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -72,26 +65,30 @@ def _lean_tensor() -> Callable[..., None]:
 
 @contextmanager
 def quick() -> Iterator[None]:
-    """Within, the interpreter runs the same operations in a third of the time (Triton 3.7.1).
+    """Within, the interpreter runs the same operations in a tenth of the time (Triton 3.7.1).
 
-    It does not check integers for overflow, and does not patch ``triton.language`` anew in every
-    call of one of our jitted functions by another: the kernel's own call has done so.
+    It does not check integers for overflow. See Note [Recorded programs] of ``tests/replay``.
     """
+    from triton import language as tl
     from triton.language import core
     from triton.runtime import interpreter
 
+    from tests.replay import replaying
+
+    options = interpreter.interpreter_builder.options
+    checked = options.sanitize_overflow
+    object.__setattr__(options, "sanitize_overflow", False)  # a frozen dataclass
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(interpreter.InterpretedFunction, "__call__", _call)
         patch.setattr(interpreter, "_get_np_dtype", _cached_dtypes(interpreter._get_np_dtype))
         patch.setattr(interpreter, "_validate_np_data_size", lambda *_: True)
         patch.setattr(interpreter, "_patch_attr", _bind_semantic)
         patch.setattr(core.tensor, "__init__", _lean_tensor())
-        options = interpreter.interpreter_builder.options
-        checked = options.sanitize_overflow
-        object.__setattr__(options, "sanitize_overflow", False)  # a frozen dataclass
+        language = interpreter._patch_lang(SimpleNamespace(__globals__={"tl": tl, "core": core}))
         try:
-            yield
+            with replaying():
+                yield
         finally:
+            language.restore()
             object.__setattr__(options, "sanitize_overflow", checked)
 
 
