@@ -12,11 +12,11 @@
 
 namespace fused_sched {
 
-// A group's values of this step: column c at h[c * groups].
-struct Hyper {
-  const double* h;
-  int64_t groups;
-  FS_INLINE double operator[](int column) const { return h[column * groups]; }
+// One row's numbers in a table of columns: a group's hyperparameters, a param's recurrences.
+struct Numbers {
+  const double* first;
+  int64_t rows;
+  FS_INLINE double operator[](int column) const { return first[column * rows]; }
 };
 
 // 1 - beta ** step; beta = 0 has log -inf and gives 1.

@@ -77,19 +77,30 @@ void update_elements(const R rule, int64_t n, T* p, T* g, T* const (&states)[R::
     if (a != 1 && at[a] != nullptr) std::memcpy(at[a], tail[a], (n - i) * sizeof(T));
 }
 
-// A rule with its coefficients, computed anew only for another group or step.
+// A rule with its coefficients.
+template <class R>
+inline R make_rule(const Numbers& h, const Numbers& carried, int64_t step) {
+  if constexpr (R::kRecurrences == 0) return R(h, step);
+  else return R(h, carried, step);
+}
+
+// The same, computed anew only for another group or step, or another param's recurrences.
 template <class R>
 class Cached {
  public:
-  const R& at(const Hyper& hyper, int64_t step) {
-    if (hyper.h != h_ || step != step_) new (room_) R(hyper, step);
-    h_ = hyper.h;
+  const R& at(const Numbers& h, const Numbers& carried, int64_t step) {
+    const double* own = R::kRecurrences == 0 ? nullptr : carried.first;
+    if (h.first != h_ || own != carried_ || step != step_)
+      new (room_) R(make_rule<R>(h, carried, step));
+    h_ = h.first;
+    carried_ = own;
     step_ = step;
     return *reinterpret_cast<const R*>(room_);
   }
 
  private:
   const double* h_ = nullptr;
+  const double* carried_ = nullptr;
   int64_t step_ = 0;
   alignas(R) char room_[sizeof(R)];
 };
@@ -110,6 +121,7 @@ class Launch {
       : args_(args), clock_(args.clock[CLOCK]), ends_(args.ends) {
     int64_t total = 0;
     for (int64_t t = 0; t < args.tensors; ++t) {
+      if constexpr (kRecurrences > 0) carry_on(t);
       if (address(GRAD, t) == 0) {
         ++args.offsets[fact(PARAM_INDEX, t)];  // no gradient: its step stands still
       } else {
@@ -136,8 +148,39 @@ class Launch {
   }
 
  private:
+  static constexpr int kRecurrences = Rule<double>::kRecurrences;
+
   int64_t address(int slot, int64_t t) const { return args_.addresses[slot * args_.tensors + t]; }
   int64_t fact(int word, int64_t t) const { return args_.info[word * args_.tensors + t]; }
+
+  // The step that a tensor makes now, counted from 1.
+  int64_t step(int64_t t) const { return clock_ - args_.offsets[fact(PARAM_INDEX, t)] + 1; }
+
+  // The hyperparameters of a tensor's group.
+  Numbers hyper(int64_t t) const {
+    const int64_t half = (clock_ & 1) * args_.columns * args_.groups;
+    return {args_.record + half + fact(GROUP, t), args_.groups};
+  }
+
+  // A tensor's recurrences of this launch, or the place of the next one's.
+  double* recurrences(int64_t t, int64_t clock) const {
+    const int64_t half = (clock & 1) * kRecurrences * args_.params;
+    return args_.recurrences + half + fact(PARAM_INDEX, t);
+  }
+
+  Numbers carried(int64_t t) const { return {recurrences(t, clock_), args_.params}; }
+
+  // Writes a tensor's recurrences for the next launch; without a gradient they stay as they are.
+  void carry_on(int64_t t) {
+    double* next = recurrences(t, clock_ + 1);
+    const Numbers now = carried(t);
+    if (address(GRAD, t) == 0) {
+      for (int k = 0; k < kRecurrences; ++k) next[k * args_.params] = now[k];
+    } else {
+      const auto rule = make_rule<Rule<double>>(hyper(t), now, step(t));
+      for (int k = 0; k < kRecurrences; ++k) next[k * args_.params] = rule.next[k];
+    }
+  }
 
   void draw() {
     Rules<Rule> rules;
@@ -184,10 +227,7 @@ class Launch {
   template <class C>
   void update_tensor(int64_t t, const int64_t* kind, int64_t begin, int64_t end,
                      Rules<Rule>& rules) const {
-    const int64_t half = (clock_ & 1) * args_.columns * args_.groups;
-    const int64_t step = clock_ - args_.offsets[fact(PARAM_INDEX, t)] + 1;
-    const Rule<C>& rule =
-        rules.of(C()).at({args_.record + half + fact(GROUP, t), args_.groups}, step);
+    const Rule<C>& rule = rules.of(C()).at(hyper(t), carried(t), step(t));
     if (kind[0] == kind[1] && kind[0] == kind[2] && args_.scale == nullptr) {
       with_type(kind[0], [&](auto type) { update_in_place<decltype(type)>(rule, t, begin, end); });
     } else {

@@ -185,6 +185,26 @@ OPTIMIZERS = [
         {"step_sizes": (0.015, 0.03)},
         {"maximize": True},
     ),
+    *_rows(
+        "NAdam",
+        {"lr": 0.01},
+        {"betas": (0.8, 0.95)},
+        {"betas": (0.0, 0.0)},
+        {"momentum_decay": 0.1},
+        {"eps": 1e-3},
+        {"weight_decay": 0.1},
+        {"weight_decay": 0.2, "decoupled_weight_decay": True},
+        {"maximize": True},
+    ),
+    *_rows(
+        "ASGD",
+        {"lr": 0.05},
+        {"lambd": 0.1},
+        {"t0": 2},
+        {"t0": 3, "alpha": 0.5, "lambd": 0.01},
+        {"weight_decay": 0.1},
+        {"maximize": True},
+    ),
 ]
 
 ONE_OF_EACH = [row for row in OPTIMIZERS if row.id.endswith("-combo") and "nesterov" not in row.id]

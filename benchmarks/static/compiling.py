@@ -40,6 +40,7 @@ def constants_of(variant: Variant, target: Target) -> dict[str, Any]:
         "COEFFICIENTS": rule.coefficients,
         "RULE": rule.rule,
         "REQUIRED": rule.required,
+        "RECURRENCES": rule.recurrences,
         "KINDS": tuple(tuple(TYPES[name] for name in kind) for kind in KINDS[variant.kinds]),
         "STATES": variant.states,
         "SCALER": variant.scaler,

@@ -90,7 +90,19 @@ def _evaluate(optimizer: Any, chosen: set[int] | None) -> None:
                     entry[name] = new_state(param, optimizer.initial_state(name, group)).detach()
             states = [entry[name] if name in names else None for name in rule.states]
             step = _next_step(optimizer, param, entry, had_state)
-            evaluate.update(rule, group, param, param.grad, states, step)
+            carried = [float(number) for number in _recurrences(optimizer, group, entry)]
+            carried = evaluate.update(rule, group, param, param.grad, states, step, carried)
+            for name, number in zip(rule.recurrences, carried, strict=True):
+                entry[name].fill_(number)
+
+
+def _recurrences(optimizer: Any, group: Any, entry: dict[str, Any]) -> list[Tensor]:
+    """Those of one param, made where the state has none yet."""
+    for name in optimizer._rule.recurrences:
+        if name not in entry:
+            start = optimizer.initial_state(name, group)
+            entry[name] = torch.tensor(float(start), dtype=torch.float32, device="cpu")
+    return [entry[name] for name in optimizer._rule.recurrences]
 
 
 def _next_step(optimizer: Any, param: Tensor, entry: dict[str, Any], had_state: bool) -> int:

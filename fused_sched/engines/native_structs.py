@@ -67,6 +67,7 @@ UPDATE = Struct(
         ("int64_t*", "addresses", "[slots, tensors]"),
         ("const int64_t*", "info", "[INFO, tensors]"),
         ("int64_t*", "offsets", "[params], launches that each param missed"),
+        ("double*", "recurrences", "[2, recurrences of the rule, params]"),
         ("double*", "record", "[2, columns, groups]"),
         ("int64_t*", "clock", "[CLOCK_WORDS]"),
         ("int64_t*", "ops", "[rows, OP_WORDS]"),
@@ -79,6 +80,7 @@ UPDATE = Struct(
         ("int64_t", "rows", ""),
         ("int64_t", "slots", ""),
         ("int64_t", "tensors", ""),
+        ("int64_t", "params", ""),
         ("int64_t", "columns", ""),
         ("int64_t", "groups", ""),
         (

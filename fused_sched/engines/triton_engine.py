@@ -164,6 +164,7 @@ def _update_args(
         table.info,
         table.chunks,
         buffer.offsets,
+        buffer.recurrences if buffer.recurrences.numel() else unused,
         buffer.record,
         buffer.clock,
         buffer.clock if program is None else program.ops,
@@ -175,6 +176,7 @@ def _update_args(
         0 if program is None else program.rows,
         advance,
         table.addresses.shape[1],
+        buffer.offsets.numel(),
         columns,
         groups,
     ]

@@ -151,9 +151,10 @@ def _update_narrow(
 
 @triton.jit
 def update_chunk(
-    addresses, chunk, size, numel, h, G, step, scale_ptr,
-    COEFFICIENTS: tl.constexpr, RULE: tl.constexpr, REQUIRED: tl.constexpr, KINDS: tl.constexpr,
-    K: tl.constexpr, UNSCALE: tl.constexpr, VECTORS: tl.constexpr,
+    addresses, chunk, size, numel, h, G, carried, carried_on, params, step, scale_ptr,
+    COEFFICIENTS: tl.constexpr, RULE: tl.constexpr, REQUIRED: tl.constexpr,
+    RECURRENCES: tl.constexpr, KINDS: tl.constexpr, K: tl.constexpr, UNSCALE: tl.constexpr,
+    VECTORS: tl.constexpr,
 ):  # fmt: skip
     """Apply RULE to one chunk of a tensor of kind K, in place. See Note [Wide accesses]."""
     P: tl.constexpr = KINDS[K][0]
@@ -175,7 +176,13 @@ def update_chunk(
     counts = _counts(addresses, whole, REQUIRED)
     i = tl.arange(0, WIDTH)
     values = _load(pointers, i, i, counts, REQUIRED)
-    c = COEFFICIENTS(h, G, step, C)
+    numbers = COEFFICIENTS(h, G, carried, params, step, C)
+    if chunk == 0:
+        for k in tl.static_range(RECURRENCES):
+            tl.store(carried_on + k * params, numbers[len(numbers) - RECURRENCES + k])
+    c = ()
+    for k in tl.static_range(len(numbers) - RECURRENCES):
+        c += (numbers[k],)
     inv_scale = c[0]
     if UNSCALE:
         inv_scale = (1.0 / tl.load(scale_ptr).to(tl.float64)).to(C)

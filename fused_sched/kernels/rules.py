@@ -21,39 +21,46 @@ class Bound(NamedTuple):
     """What the update kernel is compiled with for one optimizer.
 
     Attributes:
-        coefficients: ``(h, G, step, C)`` to a tuple of numbers of type C. ``h`` points at the
-            current half of the hyper record at the tensor's group; column c lies at ``h + c * G``.
+        coefficients: ``(h, G, carried, params, step, C)`` to a tuple of numbers of type C, and of
+            the next recurrences in float64. ``h`` points at the current half of the hyper record
+            at the tensor's group, ``carried`` at that of the recurrences at the param; column c
+            lies at ``h + c * G``, recurrence k at ``carried + k * params``.
         rule: ``(p, g, states, coefficients)`` to ``(p, states)``; it may return more states than
             it got, of which the kernel stores as many as there are.
         required: states that every group keeps; a later one may be missing in some groups.
+        recurrences: how many there are.
     """
 
     coefficients: JITFunction
     rule: JITFunction
     required: int
+    recurrences: int
 
 
 def bind(rule):
     """A ``fused_sched.rules.Rule`` for the kernel."""
     if rule.source is not None:
-        now = from_functions(rule.name, rule.coefficients, rule.apply)
+        now = from_functions(rule.name, rule.coefficients, rule.apply, rule.recurrences)
         if now.text != rule.source.text:  # Triton reads the file at this time
             raise RuntimeError(
                 f"{rule.name}'s file has changed since it was imported; import again"
             )
-    return _bound(rule.coefficients, rule.apply, len(rule.columns), len(rule.states), rule.required)
+    counts = len(rule.columns), len(rule.states), len(rule.recurrences)
+    return _bound(rule.coefficients, rule.apply, *counts, rule.required)
 
 
 @functools.cache
-def _bound(coefficients, apply, columns, states, required):
+def _bound(coefficients, apply, columns, states, recurrences, required):
+    narrow = tl.float64 if recurrences else tl.float32  # an error would add up
     names = {
-        "NARROW": _over(coefficients, arithmetic.COEFFICIENTS[tl.float32]),
+        "NARROW": _over(coefficients, arithmetic.COEFFICIENTS[narrow]),
         "WIDE": _over(coefficients, arithmetic.COEFFICIENTS[tl.float64]),
         "COLUMNS": tl.constexpr(columns),
+        "RECURRENCES": tl.constexpr(recurrences),
         "APPLY": _over(apply, arithmetic.ELEMENTS),
         "STATES": tl.constexpr(states),
     }
-    return Bound(_over(_coefficients, names), _over(_rule, names), required)
+    return Bound(_over(_coefficients, names), _over(_rule, names), required, recurrences)
 
 
 def _over(function, names):
@@ -63,20 +70,24 @@ def _over(function, names):
 
 
 # What `_bound` puts into the two functions below.
-COLUMNS = STATES = NARROW = WIDE = APPLY = None
+COLUMNS = RECURRENCES = STATES = NARROW = WIDE = APPLY = None
 
 
-def _coefficients(h, G, step, C: tl.constexpr):
+def _coefficients(h, G, carried, params, step, C: tl.constexpr):
     columns = ()
     for k in tl.static_range(COLUMNS):
         columns += (tl.load(h + k * G),)
+    for k in tl.static_range(RECURRENCES):
+        columns += (tl.load(carried + k * params),)
     if C == tl.float64:
         exact = WIDE(*columns, step.to(tl.float64))
     else:
         exact = NARROW(*columns, step.to(tl.float64))
     rounded = ()
-    for k in tl.static_range(len(exact)):
+    for k in tl.static_range(len(exact) - RECURRENCES):
         rounded += (tl.full((), exact[k], C),)  # a literal too, which a cast would make float32
+    for k in tl.static_range(RECURRENCES):
+        rounded += (tl.full((), exact[len(exact) - RECURRENCES + k], tl.float64),)
     return rounded
 
 

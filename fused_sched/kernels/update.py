@@ -55,10 +55,11 @@ def _draw(clock_ptr, programs, skipped, ORDER: tl.constexpr):
 
 @triton.jit
 def _update_tensor(
-    t, chunk, size, addresses_ptr, info_ptr, offsets_ptr, record_ptr, clock_ptr, scale_ptr,
-    skipped, num_tensors, num_columns, G,
-    COEFFICIENTS: tl.constexpr, RULE: tl.constexpr, REQUIRED: tl.constexpr, KINDS: tl.constexpr,
-    STATES: tl.constexpr, UNSCALE: tl.constexpr, VECTORS: tl.constexpr, ORDER: tl.constexpr,
+    t, chunk, size, addresses_ptr, info_ptr, offsets_ptr, recurrences_ptr, record_ptr, clock_ptr,
+    scale_ptr, skipped, num_tensors, num_params, num_columns, G,
+    COEFFICIENTS: tl.constexpr, RULE: tl.constexpr, REQUIRED: tl.constexpr,
+    RECURRENCES: tl.constexpr, KINDS: tl.constexpr, STATES: tl.constexpr, UNSCALE: tl.constexpr,
+    VECTORS: tl.constexpr, ORDER: tl.constexpr,
 ):  # fmt: skip
     """One chunk of tensor t; a tensor without a gradient only notes that its step stood still."""
     # All that depends on t alone, together: each wait for memory is a tenth of a small step.
@@ -69,20 +70,26 @@ def _update_tensor(
     numel = tl.load(fact + NUMEL * num_tensors)
     group = tl.load(fact + GROUP * num_tensors)
     kind = tl.load(fact + KIND * num_tensors)
-    offset_ptr = offsets_ptr + tl.load(fact + PARAM_INDEX * num_tensors)
+    param = tl.load(fact + PARAM_INDEX * num_tensors)
     clock = _draw(clock_ptr, tl.num_programs(0), skipped, ORDER)
-    offset = tl.load(offset_ptr)
+    offset = tl.load(offsets_ptr + param)
+    half = (clock & 1) * RECURRENCES * num_params
+    carried = recurrences_ptr + half + param
+    carried_on = recurrences_ptr + RECURRENCES * num_params - half + param
     if not skipped:
         if addresses[GRAD] == 0:
             if chunk == 0:
-                tl.store(offset_ptr, offset + 1)
+                tl.store(offsets_ptr + param, offset + 1)
+                for k in tl.static_range(RECURRENCES):
+                    tl.store(carried_on + k * num_params, tl.load(carried + k * num_params))
         else:
             h = record_ptr + (clock & 1) * num_columns * G + group
             for k in tl.static_range(len(KINDS)):
                 if kind == k:
                     update_chunk(
-                        addresses, chunk, size, numel, h, G, clock - offset + 1, scale_ptr,
-                        COEFFICIENTS, RULE, REQUIRED, KINDS, k, UNSCALE, VECTORS,
+                        addresses, chunk, size, numel, h, G, carried, carried_on, num_params,
+                        clock - offset + 1, scale_ptr,
+                        COEFFICIENTS, RULE, REQUIRED, RECURRENCES, KINDS, k, UNSCALE, VECTORS,
                     )  # fmt: skip
 
 
@@ -96,13 +103,16 @@ def _skipped(found_inf_ptr, SCALER: tl.constexpr):
 
 
 @triton.jit(
-    do_not_specialize=["chunk_size", "num_rows", "advance", "num_tensors", "num_columns", "G"]
-)
+    do_not_specialize=[
+        "chunk_size", "num_rows", "advance", "num_tensors", "num_params", "num_columns", "G",
+    ]
+)  # fmt: skip
 def update_kernel(
     addresses_ptr,
     info_ptr,
     chunks_ptr,
     offsets_ptr,
+    recurrences_ptr,
     record_ptr,
     clock_ptr,
     ops_ptr,
@@ -114,11 +124,13 @@ def update_kernel(
     num_rows,
     advance,
     num_tensors,
+    num_params,
     num_columns,
     G,
     COEFFICIENTS: tl.constexpr,
     RULE: tl.constexpr,
     REQUIRED: tl.constexpr,
+    RECURRENCES: tl.constexpr,
     KINDS: tl.constexpr,
     STATES: tl.constexpr,
     SCALER: tl.constexpr,
@@ -131,11 +143,12 @@ def update_kernel(
     Grid:   (chunks + 1,). Program 0 runs the schedule; program i owns chunk i - 1.
     Reads:  addresses [slots, num_tensors], info [INFO, num_tensors] int64; chunks [2, chunks]
             int32 (tensor, chunk of it, of chunk_size elements); offsets [params] int64, the
-            launches each param missed; the current half of record [2, num_columns, G] float64;
-            found_inf, scale [1] float32.
+            launches each param missed; the current half of record [2, num_columns, G] and of
+            recurrences [2, RECURRENCES, num_params], both float64; found_inf, scale [1] float32.
     Writes: param, state (and the unscaled grad under UNSCALE), each element by one program; the
-            other half of the record; the last program to begin publishes it by the clock.
-    COEFFICIENTS, RULE, REQUIRED: a Rule of ``rules.py``.
+            other half of the record, and of a param's recurrences by the program of its first
+            chunk; the last program to begin publishes them by the clock.
+    COEFFICIENTS, RULE, REQUIRED, RECURRENCES: a Bound of ``rules.py``.
     KINDS:  the (param, grad, state) dtypes present; STATES: state slots in use.
     VECTORS, ORDER: of a Tuning, and TICKET_ORDER, of ``tables/layout.py``.
     Host:   never waited for; may be captured.
@@ -153,7 +166,7 @@ def update_kernel(
     else:
         _update_tensor(
             tl.load(chunks_ptr + pid - 1), tl.load(chunks_ptr + tl.num_programs(0) + pid - 2),
-            chunk_size, addresses_ptr, info_ptr, offsets_ptr, record_ptr, clock_ptr, scale_ptr,
-            skipped, num_tensors, num_columns, G,
-            COEFFICIENTS, RULE, REQUIRED, KINDS, STATES, UNSCALE, VECTORS, ORDER,
+            chunk_size, addresses_ptr, info_ptr, offsets_ptr, recurrences_ptr, record_ptr,
+            clock_ptr, scale_ptr, skipped, num_tensors, num_params, num_columns, G,
+            COEFFICIENTS, RULE, REQUIRED, RECURRENCES, KINDS, STATES, UNSCALE, VECTORS, ORDER,
         )  # fmt: skip

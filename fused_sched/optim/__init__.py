@@ -6,12 +6,15 @@ from .adadelta import Adadelta
 from .adagrad import Adagrad
 from .adam import Adam, AdamW
 from .adamax import Adamax
+from .asgd import ASGD
+from .nadam import NAdam
 from .radam import RAdam
 from .rmsprop import RMSprop
 from .rprop import Rprop
 from .sgd import SGD
 
 __all__ = [
+    "ASGD",
     "SGD",
     "Adadelta",
     "Adagrad",
@@ -19,6 +22,7 @@ __all__ = [
     "AdamW",
     "Adamax",
     "FusedOptimizer",
+    "NAdam",
     "RAdam",
     "RMSprop",
     "Rprop",

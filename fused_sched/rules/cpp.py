@@ -29,7 +29,8 @@ _PRECEDENCE: dict[type[ast.AST], tuple[int, str]] = {
 _CHOICE, _SIGN = 1, 7  # a ? b : c binds less than all of these, a sign more
 
 _TAKEN = """
-C V h count apply kStates negate spread spread_truth size_of and_eq bitand bitor compl not_eq or_eq
+C V h carried count next apply kStates negate spread spread_truth size_of and_eq bitand bitor
+compl not_eq or_eq
 xor xor_eq nullptr decltype noexcept static_assert static_cast const_cast dynamic_cast typeid
 reinterpret_cast thread_local wchar_t char8_t char16_t char32_t alignas alignof asm auto bool case
 catch char const constexpr default delete do double enum explicit export extern false float friend
@@ -49,11 +50,12 @@ def struct(source: RuleSource) -> str:
         "template <class C>",
         f"struct {name} {{",
         f"  static constexpr int kStates = {len(states)};",
+        f"  static constexpr int kRecurrences = {len(source.recurrences)};",
         "",
         *_members(source),
         "",
         *_documented(source.coefficients),
-        f"  FS_INLINE {name}(const Hyper& h, int64_t count) {{",
+        f"  FS_INLINE {name}({_inputs(source)}) {{",
         *(f"    {line}" for line in _constructor(source)),
         "  }",
         "",
@@ -67,15 +69,25 @@ def struct(source: RuleSource) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _inputs(source: RuleSource) -> str:
+    """Parameters of the constructor; ``carried`` has a param's recurrences."""
+    carried = "const Numbers& carried, " if source.recurrences else ""
+    return f"const Numbers& h, {carried}int64_t count"
+
+
 def _members(source: RuleSource) -> list[str]:
-    """The coefficients, as many to a line as it holds."""
+    """The coefficients, as many to a line as it holds; what goes on to the next step."""
     lines = ["  C"]
     for name in source.rule.unpacked:
         if len(lines[-1]) + len(name) > 96:
             lines.append("   ")
         lines[-1] += f" {_spelled(name)},"
     lines[-1] = f"{lines[-1].removesuffix(',')};"
-    return lines if source.rule.unpacked else []
+    if not source.rule.unpacked:
+        lines = []
+    if source.recurrences:
+        lines.append(f"  double next[kRecurrences];  // {', '.join(source.recurrences)}")
+    return lines
 
 
 def _documented(function: Function) -> list[str]:
@@ -86,6 +98,7 @@ def _constructor(source: RuleSource) -> list[str]:
     function = source.coefficients
     body = _Body(function, elements=(), number="double")
     values = [f"h[{column}]" for column in range(len(source.columns))]
+    values += [f"carried[{number}]" for number in range(len(source.recurrences))]
     values.append("static_cast<double>(count)")
     lines = [
         f"{body.const(name)}double {_spelled(name)} = {value};"
@@ -93,8 +106,11 @@ def _constructor(source: RuleSource) -> list[str]:
         if name in function.used
     ]
     lines += body.statements()
-    for member, result in zip(source.rule.unpacked, function.results, strict=True):
+    members = source.rule.unpacked
+    for member, result in zip(members, function.results, strict=False):
         lines.append(f"this->{_spelled(member)} = static_cast<C>({body.text(result)});")
+    for number, result in enumerate(function.results[len(members) :]):
+        lines.append(f"next[{number}] = {body.text(result)};")
     return lines
 
 

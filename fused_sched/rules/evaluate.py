@@ -18,35 +18,41 @@ def update(
     grad: Tensor,
     states: Sequence[Tensor | None],
     step: int,
-) -> None:
+    carried: Sequence[float] = (),
+) -> list[float]:
     """One step of one param, in place; of a complex one, of its real and imaginary parts.
 
     Args:
         states: by the rule's order; None where the group keeps none.
         step: counts from 1.
+        carried: the param's recurrences.
+
+    Returns:
+        The recurrences of the next step.
     """
     param = _real(param)
     wide = torch.float64 if param.dtype == torch.float64 else torch.float32
     p, g, *s = (_real(t).to(wide) for t in (param, grad, *_present(states, param)))
-    results = rule.apply(p, g, *s, coefficients(rule, group, step, wide))
+    exact = coefficients(rule, group, step, carried)
+    shared = len(exact) - len(rule.recurrences)
+    results = rule.apply(p, g, *s, tuple(number.to(wide) for number in exact[:shared]))
     param.copy_(results[0])
     for state, result in zip(states, results[1:], strict=True):
         if state is not None:
             _real(state).copy_(result)
+    return [number.item() for number in exact[shared:]]
 
 
 def coefficients(
-    rule: Rule, group: Mapping[str, Any], step: int, dtype: torch.dtype
+    rule: Rule, group: Mapping[str, Any], step: int, carried: Sequence[float] = ()
 ) -> tuple[Tensor, ...]:
-    """A group's coefficients at a step, computed in float64 and rounded to ``dtype``.
+    """A group's coefficients at a step and the next recurrences, float64, on the CPU.
 
-    On the CPU, and no floats: ``~`` of a bool of Python's is a number.
+    No floats: ``~`` of a bool of Python's is a number.
     """
-    values = torch.tensor([*rule.encode(group), step], dtype=torch.float64, device="cpu")
-    exact = rule.coefficients(*values)
-    return tuple(
-        torch.as_tensor(value, dtype=torch.float64, device="cpu").to(dtype) for value in exact
-    )
+    values = [*rule.encode(group), *carried, step]
+    exact = rule.coefficients(*torch.tensor(values, dtype=torch.float64, device="cpu"))
+    return tuple(torch.as_tensor(value, dtype=torch.float64, device="cpu") for value in exact)
 
 
 def _present(states: Sequence[Tensor | None], like: Tensor) -> list[Tensor]:

@@ -31,6 +31,9 @@ class Rule:
         keys: the columns that each key of a param group fills.
         states: the names of the state tensors in ``optimizer.state``, in the rule's order, and what
             a param group must have for them: True, or the key that must not be 0 or False.
+        recurrences: numbers of a param, each also in ``optimizer.state``, which a step takes from
+            the one before; the last parameters of ``coefficients`` before ``step``, and the last
+            of what it returns.
         counts_steps: ``optimizer.state`` has torch's ``step``.
         tunings: how Triton compiles it: the class's rows and the default ones.
         source: both functions as they were when the class was defined; None of the package's own.
@@ -42,6 +45,7 @@ class Rule:
     columns: tuple[str, ...]
     keys: Mapping[str, tuple[str, ...]]
     states: Mapping[str, bool | str]
+    recurrences: tuple[str, ...]
     counts_steps: bool
     tunings: dict[int | tuple[int, tuple[int, int]], Tuning]
     source: RuleSource | None
@@ -127,10 +131,11 @@ def rule_of(cls: type[Any]) -> Rule | None:
     if not isinstance(cls.states, Mapping):
         raise RuleError(f"{cls.__name__}.states is a dict, as {{'exp_avg': True}}: {cls.states!r}")
     name = next(c.__name__ for c in cls.__mro__ if functions.keys() & vars(c).keys())
+    recurrences = tuple(cls.recurrences)
     source = None
     if not all(f.__module__.startswith("fused_sched.optim.") for f in (coefficients, apply)):
-        source = _checked(cls, from_functions(name, coefficients, apply))
-    columns = tuple(inspect.signature(coefficients).parameters)[:-1]
+        source = _checked(cls, from_functions(name, coefficients, apply, recurrences))
+    columns = tuple(inspect.signature(coefficients).parameters)[: -1 - len(recurrences)]
     return Rule(
         name=name,
         coefficients=coefficients,
@@ -138,6 +143,7 @@ def rule_of(cls: type[Any]) -> Rule | None:
         columns=columns,
         keys=_keys(columns),
         states=cls.states,
+        recurrences=recurrences,
         counts_steps=cls.counts_steps,
         tunings={**DEFAULT_TUNINGS, **cls.tunings},
         source=source,

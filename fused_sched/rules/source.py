@@ -3,6 +3,8 @@
 ``coefficients(lr, ..., step)`` turns a group's hyperparameters into the numbers that every element
 shares; ``rule(p, g, *states, c)`` updates one element. Both are straight lines of arithmetic:
 assignments to names, operators, comparisons, the functions of ``arithmetic.py``, one ``return``.
+Coefficients that depend on what they were before take such numbers, the *recurrences*, before
+``step`` and return their new values last.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -87,7 +89,13 @@ class RuleSource:
     @property
     def columns(self) -> tuple[str, ...]:
         """The hyperparameters that the coefficients are made of."""
-        return self.coefficients.parameters[:-1]
+        return self.coefficients.parameters[: -1 - len(self.recurrences)]
+
+    @property
+    def recurrences(self) -> tuple[str, ...]:
+        """The numbers of a param that the coefficients carry on from step to step."""
+        carried = len(self.coefficients.results) - len(self.rule.unpacked)
+        return self.coefficients.parameters[-1 - carried : -1]
 
     @property
     def states(self) -> tuple[str, ...]:
@@ -104,14 +112,21 @@ def from_text(text: str, file: str) -> list[RuleSource]:
             if {"coefficients", "rule"} <= methods.keys():
                 lines = text.splitlines()
                 reader = _Reader(file, lines, 0)
-                found.append(_paired(node.name, reader, reader, methods))
+                stated = _recurrences(node)
+                found.append(_paired(node.name, reader, reader, methods, stated))
     return found
 
 
 def from_functions(
-    name: str, coefficients: Callable[..., Any], rule: Callable[..., Any]
+    name: str,
+    coefficients: Callable[..., Any],
+    rule: Callable[..., Any],
+    recurrences: Sequence[str],
 ) -> RuleSource:
     """The rule of a class that was defined at run time.
+
+    Args:
+        recurrences: the names that the class states.
 
     Raises:
         RuleError: the source of a function cannot be read, or is no arithmetic.
@@ -133,7 +148,7 @@ def from_functions(
         readers.append(reader)
         _check_imports(reader, node, function)
         methods[key] = node
-    return _paired(name, readers[0], readers[1], methods)
+    return _paired(name, readers[0], readers[1], methods, recurrences)
 
 
 def _check_imports(reader: _Reader, node: ast.FunctionDef, function: Callable[..., Any]) -> None:
@@ -145,8 +160,20 @@ def _check_imports(reader: _Reader, node: ast.FunctionDef, function: Callable[..
             reader.refuse(node, f"write `from {MODULE} import {name}` above the class")
 
 
+def _recurrences(node: ast.ClassDef) -> Sequence[str]:
+    """What the class states as ``recurrences``, none without such a line."""
+    for part in node.body:
+        if isinstance(part, ast.Assign) and ast.unparse(part.targets[0]) == "recurrences":
+            return ast.literal_eval(part.value)
+    return ()
+
+
 def _paired(
-    name: str, first: _Reader, second: _Reader, methods: dict[str, ast.FunctionDef]
+    name: str,
+    first: _Reader,
+    second: _Reader,
+    methods: dict[str, ast.FunctionDef],
+    recurrences: Sequence[str],
 ) -> RuleSource:
     coefficients = first.read(methods["coefficients"], unpacks=False)
     rule = second.read(methods["rule"], unpacks=True)
@@ -164,11 +191,19 @@ def _paired(
             methods["rule"],
             f"it must return p and its {len(source.states)} states, in their order",
         )
-    if len(rule.unpacked) != len(coefficients.results):
+    carried = len(recurrences)
+    if coefficients.parameters[-1 - carried : -1] != tuple(recurrences):
+        first.refuse(
+            methods["coefficients"],
+            f"coefficients(lr, ..., {', '.join(recurrences)}, step) takes the recurrences, in "
+            "their order, right before step",
+        )
+    if len(rule.unpacked) + carried != len(coefficients.results):
+        more = f" and carries {carried} recurrences on" if carried else ""
         second.refuse(
             methods["rule"],
             f"coefficients() returns {len(coefficients.results)} values; "
-            f"the rule unpacks {len(rule.unpacked)}",
+            f"the rule unpacks {len(rule.unpacked)}{more}",
         )
     return source
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -37,6 +37,12 @@ class FusedOptimizer(stock.Optimizer):
     True for always, or the key of the group that must not be 0 or False:
     ``{"momentum_buffer": "momentum"}``. Each has the param's shape and starts at
     ``initial_state(name, group)``; ``rule`` gets them in this order.
+    """
+    recurrences: ClassVar[Sequence[str]] = ()
+    """Names of numbers that a param's steps hand on, each in ``state`` too: ``("mu_product",)``.
+
+    ``coefficients`` takes them right before ``step`` and returns their new values last. They are
+    float64 on the device, float32 in ``state``, and start at ``initial_state(name, group)``.
     """
     counts_steps: ClassVar[bool] = True
     """Whether ``state`` has torch's ``step``: how many steps the param has made, on the CPU.

@@ -19,6 +19,7 @@ def take_changes(
         cannot be copied into the table's own without being rounded.
     """
     mirror.account.refresh_clock()
+    device_state.take_carried()
     gone: set[int] = set()
     counted = False
     for row in device_state.table.rows:
@@ -29,10 +30,15 @@ def take_changes(
             device_state.set_step(row.index, step)
             keeper.note_step(row)
             counted = True
+        with mirror.host.suspend_sync:
+            group = mirror.host.optimizer.param_groups[row.group]
+            numbers = keeper.external_recurrences(row, replaced, group)
+        if numbers is not None:
+            device_state.set_carried(row.index, numbers)
+            counted = True
         kept = in_place and not moved and (mirror.account.captured or keeper.same_dtypes(row))
         if replaced and kept:
             with mirror.host.suspend_sync:
-                group = mirror.host.optimizer.param_groups[row.group]
                 keeper.restore(row, group, mirror.account.captured)
             device_state.note_unwritten()
         elif replaced:

@@ -14,6 +14,8 @@ from fused_sched.rules.rule import Rule
 
 from .state import Entry, check_shape
 
+_CPU = torch.device("cpu")
+
 
 def state_of(
     given: Mapping[str, Any], groups: Iterable[Mapping[str, Any]], rule: Rule
@@ -36,9 +38,13 @@ def state_of(
             if isinstance(entry.get(name), Tensor):
                 check_shape(name, entry[name], param)
         if rule.counts_steps and int(entry.get("step", 0)) > 0:
-            _check_complete(entry, rule.state_names(group), key)
-        on_device = group.get("fused") or group.get("capturable")
-        state[param] = {k: _copied(k, v, param, bool(on_device)) for k, v in entry.items()}
+            _check_complete(entry, (*rule.recurrences, *rule.state_names(group)), key)
+        where = param.device if group.get("fused") or group.get("capturable") else _CPU
+        scalars = "step", *rule.recurrences
+        state[param] = {
+            name: _scalar(value, where) if name in scalars else _copied(value, param)
+            for name, value in entry.items()
+        }
     return state
 
 
@@ -51,14 +57,17 @@ def _check_complete(entry: Mapping[str, Any], names: Iterable[str], number: int)
             )
 
 
-def _copied(key: str, value: Any, param: Tensor, on_device: bool) -> Any:
-    """One value of a checkpoint: steps where torch puts them, the rest on the param's device."""
-    if key == "step":
-        given = torch.is_tensor(value)
-        step = value if given else torch.tensor(value, dtype=torch.float32, device="cpu")
-        if on_device:
-            return step.to(param.device, torch.float32, copy=True)
-        return step.clone()
+def _scalar(value: Any, where: torch.device) -> Tensor:
+    """A step count or a recurrence of a checkpoint."""
+    given = torch.is_tensor(value)
+    number = value if given else torch.tensor(value, dtype=torch.float32, device=_CPU)
+    if where == _CPU:
+        return number.clone()
+    return number.to(where, torch.float32, copy=True)
+
+
+def _copied(value: Any, param: Tensor) -> Any:
+    """Any other value of a checkpoint, on the param's device."""
     if isinstance(value, Tensor):
         return value.detach().to(param.device, copy=True)
     return deepcopy(value)

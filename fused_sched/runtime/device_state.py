@@ -66,6 +66,7 @@ class DeviceState:
         clock: launches that moved the params, as far as the host knows.
         state_clock: the clock to which the step counts in ``optimizer.state`` belong.
         offsets: per param, the launches that it missed; its step is ``clock - offset``.
+        carried: of each recurrence of the rule every param's number, as of ``take_carried()``.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class DeviceState:
         self.clock = 0
         self.state_clock = 0
         self.offsets = [0] * params
+        self.carried = [[0.0] * params for _ in rule.recurrences]
         self.buffer: DeviceBuffer | None = None
         self.table = _empty_table(device, name)
         self.captured_tables: list[CapturedTable] = []
@@ -89,11 +91,13 @@ class DeviceState:
 
     def build_buffer(self, columns: int, groups: int, programs: Sequence[Assembled]) -> None:
         """Allocate the buffer for programs of these sizes; its clock and offsets go along."""
+        self.take_carried()
         rows = [program.ops.shape[0] for program in programs]
         aux = [program.aux.numel() for program in programs]
-        self.buffer = DeviceBuffer(self.device, columns, groups, len(self.offsets), rows, aux)
+        sizes = columns, groups, len(self.offsets), rows, aux, len(self.carried)
+        self.buffer = DeviceBuffer(self.device, *sizes)
         self._sent: list[Tensor | None] = [None] * len(programs)  # tables that do not change
-        if self.clock or any(self.offsets):
+        if self.clock or any(self.offsets) or self.carried:
             self.send_clock()
 
     def fits(self, groups: int, programs: Sequence[Assembled]) -> bool:
@@ -113,6 +117,9 @@ class DeviceState:
         if self.offsets:
             offsets = torch.tensor(self.offsets, dtype=torch.int64, device="cpu")
             send(self.buffer.offsets, offsets)
+        if self.carried:
+            carried = torch.tensor(self.carried, dtype=torch.float64, device="cpu")
+            send(self.buffer.recurrences, torch.stack((carried, carried)))
 
     def send_values(self, record: Tensor, programs: Sequence[Assembled]) -> None:
         assert self.buffer is not None
@@ -147,6 +154,12 @@ class DeviceState:
         host = self.buffer.fetch()
         self.clock = int(host.clock[layout.CLOCK])
         self.offsets = host.offsets.tolist()
+
+    def take_carried(self) -> None:
+        """Take the recurrences from the device; waits for it, where the rule has any."""
+        if self.carried and self.buffer is not None:
+            host = self.buffer.fetch()
+            self.carried = host.recurrences[int(host.clock[layout.CLOCK]) & 1].tolist()
 
     def join_stream(self) -> None:
         """Order this stream's work behind the last launch's."""
@@ -260,6 +273,15 @@ class DeviceState:
     def set_step(self, index: int, step: int) -> None:
         """A param has made this many steps."""
         self.offsets[index] = self.clock - step
+
+    def carried_of(self, row: ParamRow) -> list[float]:
+        """A param's recurrences, as of ``take_carried()``."""
+        return [numbers[row.index] for numbers in self.carried]
+
+    def set_carried(self, index: int, numbers: Sequence[float]) -> None:
+        """Replace a param's recurrences, between ``take_carried()`` and ``send_clock()``."""
+        for column, number in zip(self.carried, numbers, strict=True):
+            column[index] = number
 
     def note_written(self) -> None:
         """The state dict shows the steps of the clock."""

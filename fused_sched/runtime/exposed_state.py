@@ -14,7 +14,9 @@ from .state import StateKeeper
 
 
 def can_watch(keeper: StateKeeper, rows: Iterable[ParamRow]) -> bool:
-    """Whether cached launches can write every visible step count: each must lie on the CPU."""
+    """Whether cached launches can write all numbers that are visible: step counts on the CPU."""
+    if keeper.recurrences.names:
+        return False
     counts = (keeper.look(row)[1] for row in rows)
     return all(noted is None or _is_plain(noted.step) for noted in counts)
 

@@ -240,6 +240,7 @@ class Placement:
         if mirror.account.captured:
             raise RuntimeError(f"{what.capitalize()} entered or moved, but {RELEASE}.")
         mirror.account.refresh_clock()
+        device_state.take_carried()
         self._keeper.write_steps([device_state])
         for i in self._fallback.why:
             self._keeper.leave(self.params[i])
@@ -250,7 +251,9 @@ class Placement:
             with mirror.host.suspend_sync:
                 names = mirror.host.state_names(groups[number])
                 rows[i] = self._keeper.row(param, i, number, groups[number], names)
+                carried = self._keeper.recurrences_of(param, groups[number])
             device_state.set_step(i, self._keeper.step_of(param))
+            device_state.set_carried(i, carried)
         device_state.build_table([row for _, row in sorted(rows.items())])
         if device_state.buffer is not None:
             device_state.send_clock()

@@ -19,6 +19,7 @@ from fused_sched.tables.param_row import ParamRow, Unreadable
 from .counts import Counts, Noted
 from .device_state import DeviceState
 from .held import is_held
+from .recurrences import Recurrences
 
 Entry = dict[str, Any]
 
@@ -39,6 +40,7 @@ class StateKeeper:
         self.state_exposed = False
         self.waiting: dict[Tensor, Entry] = {}
         self.counts = Counts()
+        self.recurrences = Recurrences(self._rule.recurrences, self._start)
 
     # -- who has it ------------------------------------------------------------------------------
 
@@ -62,7 +64,7 @@ class StateKeeper:
 
     def look_who_holds(self) -> None:
         """Find whether user code still has the dict, or else a count of it."""
-        self.state_exposed = is_held(self)
+        self.state_exposed = is_held(self) or self.recurrences.are_held()
         if not self.state_exposed:
             self.counts.look_who_holds()
 
@@ -89,8 +91,7 @@ class StateKeeper:
         else:
             entry = self._waiting_entry(param)
         tensors = _of_one_dtype({name: self._tensor(param, entry, name, group) for name in names})
-        if self._rule.counts_steps and "step" not in entry:
-            entry = self._first_step(param, group) | entry
+        entry = self._numbered(param, entry, group)
         entry.update(tensors)
         if self.state.get(param):
             self.state[param] = entry
@@ -98,6 +99,7 @@ class StateKeeper:
             self.waiting[param] = entry
         if self._rule.counts_steps:
             self.counts.note(param, entry["step"])
+        self.recurrences.note(param, entry)
         self.counts.hide(param, False)
         slots = [tensors.get(name) for name in self._rule.states]
         return ParamRow(param, index, number, slots)
@@ -105,13 +107,24 @@ class StateKeeper:
     def _waiting_entry(self, param: Tensor) -> Entry:
         """What no step has reached yet, unless the param has got another dtype since."""
         entry = self.waiting.get(param) or {}
-        states = [value for name, value in entry.items() if name != "step"]
+        states = [value for name, value in entry.items() if name in self._rule.states]
         return entry if all(state.dtype == param.dtype for state in states) else {}
 
     def leave(self, param: Tensor) -> None:
         """A param's state is torch's own step's from here on."""
         self.waiting.pop(param, None)
         self.counts.forget(param)
+        self.recurrences.forget(param)
+
+    def _numbered(self, param: Tensor, entry: Entry, group: Mapping[str, Any]) -> Entry:
+        """An entry with the step count and the recurrences that it may lack, in torch's order."""
+        if self._rule.counts_steps and "step" not in entry:
+            entry = self._first_step(param, group) | entry
+        begun = self.recurrences.begin(param, entry, group)
+        if not begun:
+            return entry
+        counted = {"step": entry["step"]} if self._rule.counts_steps else {}
+        return counted | begun | entry
 
     def _first_step(self, param: Tensor, group: Mapping[str, Any]) -> Entry:
         on_device = group.get("fused") or group.get("capturable")
@@ -145,6 +158,11 @@ class StateKeeper:
             return int(entry.get("step", 0))
         return int(any(isinstance(value, Tensor) for value in entry.values()))
 
+    def recurrences_of(self, param: Tensor, group: Mapping[str, Any]) -> list[float]:
+        """The recurrences that the state shows, or those of a first step."""
+        entry = self.state.get(param) or self.waiting.get(param)
+        return self.recurrences.numbers(entry, group)
+
     # -- out -------------------------------------------------------------------------------------
 
     def reached(self, row: ParamRow) -> bool:
@@ -165,10 +183,19 @@ class StateKeeper:
         """Bring the step counts in ``state`` up to date, except where user code wrote its own."""
         for device_state in device_states:
             device_state.note_written()
+            if self._rule.recurrences:
+                self._write_recurrences(device_state)
             if self._rule.counts_steps:
                 self._write_counts(device_state, device_state.table.rows)
             else:
                 self._write_buffers(device_state)
+
+    def _write_recurrences(self, device_state: DeviceState) -> None:
+        device_state.take_carried()
+        for row in device_state.table.rows:
+            entry = self.state.get(row.param)
+            if entry and not self.recurrences.written(row.param, entry):
+                self.recurrences.show(row.param, entry, device_state.carried_of(row))
 
     def write_held(self, device_states: Iterable[DeviceState]) -> None:
         """Bring the step counts up to date that user code holds without the state dict."""
@@ -236,6 +263,16 @@ class StateKeeper:
         step = entry.get("step", 0)
         return int(step) if self.counts.written(row.param, step) else None
 
+    def external_recurrences(
+        self, row: ParamRow, replaced: bool, group: Mapping[str, Any]
+    ) -> list[float] | None:
+        """The recurrences that user code put into the state dict; None without any."""
+        entry = self.state.get(row.param)
+        if entry and self.recurrences.written(row.param, entry):
+            self.recurrences.note(row.param, entry)
+            return self.recurrences.numbers(entry, group)
+        return self.recurrences.numbers({}, group) if replaced and not entry else None
+
     def same_dtypes(self, row: ParamRow) -> bool:
         """Whether the state dict's tensors fit into the table's without being rounded."""
         entry = self.state.get(row.param) or {}
@@ -259,10 +296,12 @@ class StateKeeper:
                 fill(state, self._start(name, group))
             elif theirs is not state:
                 state.copy_(theirs)
-        tensors = dict(self._slots(row))
-        if self._rule.counts_steps and "step" not in (entry or {}):
-            tensors = self._first_step(param, group) | tensors
+        numbered = self._numbered(param, entry or {}, group)
+        tensors = {name: numbered[name] for name in numbered if name not in (entry or {})}
+        if "step" in tensors:
             self.counts.note(param, tensors["step"])
+        self.recurrences.note(param, numbered)
+        tensors |= dict(self._slots(row))
         if entry:
             self.waiting.pop(param, None)
             entry.update(tensors)

@@ -1,8 +1,8 @@
 """The device buffer: clock, hyper record and schedule programs in one allocation.
 
 One address for life: whatever a captured graph reads here survives loads, edits and new values.
-The second part (record and programs) travels in one copy; the first (clock, offsets) belongs to
-the device and is written by the host only when tensors enter the table.
+The second part (record and programs) travels in one copy; the first (clock, offsets, recurrences)
+belongs to the device and is written by the host only when tensors enter the table.
 """
 
 from __future__ import annotations
@@ -68,6 +68,8 @@ class DeviceBuffer:
         params: number of params of the optimizer, each with an int64 offset.
         program_rows: rows of each schedule program.
         aux_sizes: float64 of each program's tables.
+        recurrences: of the rule, float64 ``[2, recurrences, params]``: a launch reads the half of
+            the clock's parity and writes the other one.
     """
 
     def __init__(
@@ -78,9 +80,11 @@ class DeviceBuffer:
         params: int,
         program_rows: Sequence[int],
         aux_sizes: Sequence[int],
+        recurrences: int = 0,
     ) -> None:
         self.device = device
-        fields = [layout.CLOCK_WORDS, params, 2 * columns * groups]
+        own = [layout.CLOCK_WORDS, params, 2 * recurrences * params]
+        fields = [*own, 2 * columns * groups]
         for rows in filter(None, program_rows):
             fields += [rows * layout.OP_WORDS, rows * layout.LANE_WORDS * groups]
         padded = [-(-max(size, 1) // _ALIGN) * _ALIGN for size in fields]
@@ -93,8 +97,10 @@ class DeviceBuffer:
 
         self.clock = field(layout.CLOCK_WORDS)
         self.offsets = field(params)
-        self._values_start = padded[0] + padded[1]
-        self._padded = padded[2:]
+        carried = field(2 * recurrences * params).view(torch.float64)
+        self.recurrences = carried.view(2, recurrences, params)
+        self._values_start = sum(padded[: len(own)])
+        self._padded = padded[len(own) :]
         record = field(2 * columns * groups).view(torch.float64)
         self.record = record.view(2, columns, groups)
         self.programs = [
@@ -173,5 +179,6 @@ class DeviceBuffer:
         host.memory = memory
         host.clock, host.offsets = over(self.clock), over(self.offsets)
         host.record = over(self.record)
+        host.recurrences = over(self.recurrences)
         host.programs = [Program(over(p.ops), over(p.lanes), p.aux) for p in self.programs]
         return host

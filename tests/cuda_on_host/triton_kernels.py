@@ -28,8 +28,24 @@ _DTYPES = {
     tl.float64: layout.FLOAT64,
 }
 
-_POINTERS = ("addresses", "info", "offsets", "record", "clock", "ops", "lanes", "aux")
-_SIZES = {"rows": "num_rows", "tensors": "num_tensors", "columns": "num_columns", "groups": "G"}
+_POINTERS = (
+    "addresses",
+    "info",
+    "offsets",
+    "recurrences",
+    "record",
+    "clock",
+    "ops",
+    "lanes",
+    "aux",
+)
+_SIZES = {
+    "rows": "num_rows",
+    "tensors": "num_tensors",
+    "params": "num_params",
+    "columns": "num_columns",
+    "groups": "G",
+}
 _RULES = [cls._rule for cls in OPTIMIZERS.values()]
 
 
