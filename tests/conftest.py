@@ -38,6 +38,21 @@ def seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def wide_numbers(request):
+    """Torch keeps recurrences in the default dtype: for float64 params they are float64 too."""
+    arguments = getattr(request.node, "callspec", None)
+    row, dtype = (arguments.params.get(name) if arguments else None for name in ("row", "dtype"))
+    cls = getattr(fused_sched.optim, getattr(row, "name", ""), None)
+    wide = dtype in (torch.float64, torch.complex128)
+    if not wide or not getattr(cls, "recurrences", ()):
+        yield
+        return
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 @pytest.fixture(params=["triton", "native", "eager"])
 def engine(request):
     """Every engine that a CPU has; the test runs under it."""
