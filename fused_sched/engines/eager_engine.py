@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import _get_scalar_dtype
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from fused_sched import stock
@@ -90,19 +91,24 @@ def _evaluate(optimizer: Any, chosen: set[int] | None) -> None:
                     entry[name] = new_state(param, optimizer.initial_state(name, group)).detach()
             states = [entry[name] if name in names else None for name in rule.states]
             step = _next_step(optimizer, param, entry, had_state)
-            carried = [float(number) for number in _recurrences(optimizer, group, entry)]
+            carried = _recurrences(optimizer, group, entry, step)
             carried = evaluate.update(rule, group, param, param.grad, states, step, carried)
             for name, number in zip(rule.recurrences, carried, strict=True):
                 entry[name].fill_(number)
 
 
-def _recurrences(optimizer: Any, group: Any, entry: dict[str, Any]) -> list[Tensor]:
-    """Those of one param, made where the state has none yet."""
-    for name in optimizer._rule.recurrences:
+def _recurrences(optimizer: Any, group: Any, entry: dict[str, Any], step: int) -> list[float]:
+    """Those of one param; a first step begins with the rule's own.
+
+    Raises:
+        KeyError: a param that has made steps lacks one.
+    """
+    names = optimizer._rule.recurrences
+    for name in names if step == 1 else ():
         if name not in entry:
             start = optimizer.initial_state(name, group)
-            entry[name] = torch.tensor(float(start), dtype=torch.float32, device="cpu")
-    return [entry[name] for name in optimizer._rule.recurrences]
+            entry[name] = torch.full((), start, dtype=_get_scalar_dtype(), device="cpu")
+    return [float(entry[name]) for name in names]
 
 
 def _next_step(optimizer: Any, param: Tensor, entry: dict[str, Any], had_state: bool) -> int:
