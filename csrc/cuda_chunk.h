@@ -106,6 +106,7 @@ struct Arrays {
 // A group's coefficients at a tensor's step.
 template <class R, class C>
 struct Coefficients {
+  static_assert(R::kRecurrences == 0, "rules that carry numbers on are Triton's");
   alignas(R) char room[sizeof(R)];
   C inverse_scale;
 

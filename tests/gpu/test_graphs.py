@@ -16,9 +16,11 @@ from .training import (
     SGD_COSINE,
     STEPS,
     WARM_UP,
+    Pair,
     Training,
     assert_same_params,
     assert_same_values,
+    exponential,
     train_both,
 )
 
@@ -48,6 +50,33 @@ def test_fused_replays_equal_stock_steps(pair, dtype, device):
     stock.warm_up()
     graph = ours.capture()
     assert_replays_follow(ours, stock, graph, dtype, STEPS)
+
+
+RECURRENT = [
+    name for name in fused_sched.optim.__all__ if getattr(fused_sched.optim, name).recurrences
+]
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_each_replay_takes_the_recurrences_that_the_last_one_left(name, device):
+    pair = Pair(name, name, {"weight_decay": 0.01}, exponential)
+    replayed, eager = (Training(pair, fused_sched, device, torch.float32) for _ in range(2))
+    for one in (replayed, eager):
+        fused_sched.fuse(one.opt, one.sched)
+        one.warm_up()
+    graph = replayed.capture()
+    for _ in range(STEPS):
+        replayed.replay(graph)
+        eager.iteration()
+    assert torch.equal(replayed.params(), eager.params())
+    group = replayed.opt.param_groups[0]
+    for mine, other in zip(replayed.net.parameters(), eager.net.parameters(), strict=True):
+        ours, theirs = (
+            [float(opt.state[param][recurrence]) for recurrence in opt.recurrences]
+            for opt, param in ((replayed.opt, mine), (eager.opt, other))
+        )
+        assert ours == theirs
+        assert ours[0] != replayed.opt.initial_state(replayed.opt.recurrences[0], group)
 
 
 @over_pairs
