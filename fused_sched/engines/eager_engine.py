@@ -40,6 +40,22 @@ def has_stock(cls: type[Any]) -> bool:
     return cls._rule.is_built_in and any(c not in _BASES for c in theirs)
 
 
+def _asks_more(optimizer: Any) -> bool:
+    """Whether a group has an option that torch's step does not know.
+
+    Raises:
+        RuntimeError: and autograd is to record the step.
+    """
+    groups = (dict(dict.items(group)) for group in optimizer.param_groups)
+    asked = {key for group in groups for key in optimizer._rule.asked(group)}
+    if asked and optimizer.defaults.get("differentiable"):
+        raise RuntimeError(
+            f"differentiable=True runs torch's own step, which knows no {min(asked)}; leave out "
+            "one of the two"
+        )
+    return bool(asked)
+
+
 def stock_step(optimizer: stock.Optimizer) -> Callable[..., Any]:
     """torch's ``step`` of the optimizer's stock class, without the hooks around it.
 
@@ -63,7 +79,7 @@ def update(optimizer: stock.Optimizer, params: Iterable[Tensor] | None) -> bool:
     if found_inf is not None and found_inf.item() != 0.0:
         return False
     chosen = None if params is None else {id(param) for param in params}
-    if not has_stock(type(optimizer)):
+    if not has_stock(type(optimizer)) or _asks_more(optimizer):
         _unscale(optimizer, scale, chosen)
         _evaluate(optimizer, chosen)
         return True

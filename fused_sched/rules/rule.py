@@ -31,6 +31,7 @@ class Rule:
         keys: the columns that each key of a param group fills.
         states: the names of the state tensors in ``optimizer.state``, in the rule's order, and what
             a param group must have for them: True, or the key that must not be 0 or False.
+        optional: keys that a param group may lack, or hold None under, and what counts then.
         recurrences: numbers of a param, each also in ``optimizer.state``, which a step takes from
             the one before; the last parameters of ``coefficients`` before ``step``, and the last
             of what it returns.
@@ -45,6 +46,7 @@ class Rule:
     columns: tuple[str, ...]
     keys: Mapping[str, tuple[str, ...]]
     states: Mapping[str, bool | str]
+    optional: Mapping[str, float]
     recurrences: tuple[str, ...]
     counts_steps: bool
     tunings: dict[int | tuple[int, tuple[int, int]], Tuning]
@@ -70,7 +72,7 @@ class Rule:
         for i, group in enumerate(groups):
             conditions = (when for when in self.states.values() if isinstance(when, str))
             for key in (*self.keys, *conditions):
-                if key not in group:
+                if key not in group and key not in self.optional:
                     columns = ", ".join(self.keys.get(key, ()))
                     asks = f"{self.name}.coefficients({columns}) asks for {key!r}"
                     raise KeyError(
@@ -83,7 +85,10 @@ class Rule:
         # One loop that calls no Python for a plain number: a process's first step() pays for it.
         encoded = []
         for key, index, logs in self._places:
-            value = group[key] if index is None else _element(group, key, index)
+            if index is not None:
+                value = _element(group, key, index)
+            else:
+                value = self.value(group, key) if key in self.optional else group[key]
             value = float(value) if type(value) in PLAIN else number(key, value)
             encoded.append(_log(value) if logs else value)
         return encoded
@@ -93,13 +98,23 @@ class Rule:
         """Of each column: the key of a group, the number in its tuple, and whether it is a log."""
         return [(*_key(name.removeprefix(LOG)), name.startswith(LOG)) for name in self.columns]
 
+    def value(self, group: Mapping[str, Any], key: str) -> Any:
+        """What a group holds under a key; the default of an optional one that it does not hold."""
+        value = group[key] if key in group or key not in self.optional else None
+        return self.optional.get(key) if value is None else value
+
+    def asked(self, group: Mapping[str, Any]) -> list[str]:
+        """The optional keys under which a group holds another value than their default."""
+        return [key for key in self.optional if self.value(group, key) != self.optional[key]]
+
     def decode(self, group: dict[str, Any], column: str, value: float) -> None:
         """Put a column's value into a group, if it is another than the group's.
 
         Past the group's own methods, which would send it to the device.
         """
         key, index = _key(column)
-        here = dict.__getitem__(group, key)
+        here: Any = dict.get(group, key)
+        here = self.optional.get(key) if here is None else here
         if index is None:
             if not isinstance(here, Tensor) and here != value:
                 dict.__setitem__(group, key, value)
@@ -111,7 +126,8 @@ class Rule:
 
     def state_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
         """The states that a param of this group has."""
-        return tuple(n for n, when in self.states.items() if when is True or group[str(when)])
+        states = self.states.items()
+        return tuple(n for n, when in states if when is True or self.value(group, str(when)))
 
 
 def rule_of(cls: type[Any]) -> Rule | None:
@@ -143,6 +159,7 @@ def rule_of(cls: type[Any]) -> Rule | None:
         columns=columns,
         keys=_keys(columns),
         states=cls.states,
+        optional=_optional(cls, columns),
         recurrences=recurrences,
         counts_steps=cls.counts_steps,
         tunings={**DEFAULT_TUNINGS, **cls.tunings},
@@ -157,6 +174,17 @@ def _checked(cls: type[Any], source: RuleSource) -> RuleSource:
             f"{len(source.states)} between the gradient and the coefficients"
         )
     return source
+
+
+def _optional(cls: type[Any], columns: tuple[str, ...]) -> Mapping[str, float]:
+    read = {*columns, *cls.states.values()}
+    for key in cls.optional:
+        if key not in read:
+            raise RuleError(
+                f"{cls.__name__}.optional has {key!r}, which neither its coefficients() take nor a "
+                "state depends on"
+            )
+    return dict(cls.optional)
 
 
 def _keys(columns: tuple[str, ...]) -> dict[str, tuple[str, ...]]:

@@ -24,6 +24,12 @@ from .signatures import constructor
 Closure = Callable[[], Any]
 
 
+def _keywords(cls: type[FusedOptimizer]) -> list[inspect.Parameter]:
+    """Of the constructor: the optional keys of the param groups."""
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return [inspect.Parameter(key, kind, default=value) for key, value in cls.optional.items()]
+
+
 class FusedOptimizer(stock.Optimizer):
     """Base of the optimizers: one launch per step and device, hyperparameters on the device.
 
@@ -37,6 +43,13 @@ class FusedOptimizer(stock.Optimizer):
     True for always, or the key of the group that must not be 0 or False:
     ``{"momentum_buffer": "momentum"}``. Each has the param's shape and starts at
     ``initial_state(name, group)``; ``rule`` gets them in this order.
+    """
+    optional: ClassVar[Mapping[str, float]] = {}
+    """Keys that a param group may lack, or hold None under, and what counts then.
+
+    ``{"cautious_weight_decay": False}``. Each is a keyword of the constructor; it appears in the
+    groups only where it is given another value, so that they stay equal to torch's. A checkpoint
+    without it leaves it as it is.
     """
     recurrences: ClassVar[Sequence[str]] = ()
     """Names of numbers that a param's steps hand on, each in ``state`` too: ``("mu_product",)``.
@@ -98,13 +111,23 @@ class FusedOptimizer(stock.Optimizer):
         rule = rule_of(cls)
         if rule is not None:
             cls._rule = rule
-        cls.__signature__ = constructor(cls)  # type: ignore[attr-defined]
+        cls.__signature__ = constructor(cls, *_keywords(cls))  # type: ignore[attr-defined]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.__dict__[self._LEDGER] = Ledger(self)
-        super().__init__(*args, **kwargs)
+        asked = self._rule.asked(kwargs)
+        options = {key: value for key, value in kwargs.items() if key in self._rule.optional}
+        super().__init__(*args, **{k: v for k, v in kwargs.items() if k not in options})
+        self._ask({key: options[key] for key in asked})
         self._rule.check_keys(self.param_groups)
         self._ledger.placement.adopt()
+
+    def _ask(self, options: Mapping[str, Any]) -> None:
+        """Make optional keys part of the defaults, and of the groups that do not have them."""
+        self.defaults.update(options)
+        for group in self.param_groups:
+            for key, value in options.items():
+                group.setdefault(key, value)
 
     @property
     def _ledger(self) -> Ledger:

@@ -53,6 +53,9 @@ class Group(dict[str, Any]):
             after_write(self.mirror, self, key)
 
     def __delitem__(self, key: str) -> None:
+        optional = self.mirror.host.rule.optional
+        if key in self and key in optional:
+            self[key] = optional[key]  # what counts from here on
         self.mirror.refresh()
         super().__delitem__(key)
 

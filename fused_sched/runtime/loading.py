@@ -35,6 +35,7 @@ class Loading:
             ValueError: the checkpoint does not fit.
         """
         groups = self._mirror.host.optimizer.param_groups
+        _keep_options(self._mirror, self._groups, groups)
         _check_groups(self._mirror, self._groups, groups)
         state = state_of(self._given, groups, self._mirror.host.rule)
         self._keeper.replace(state, exposed=self._keeper.state_exposed)
@@ -54,6 +55,16 @@ class Loading:
             raise
         keeper.expose()
         self._stepper.load()
+
+
+def _keep_options(
+    mirror: Mirror, old: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]
+) -> None:
+    """Optional keys that the checkpoint does not have stay as they are."""
+    for before, after in zip(old, new, strict=True):
+        for key in mirror.host.rule.optional:
+            if key in before and key not in after:
+                dict.__setitem__(after, key, dict.__getitem__(before, key))
 
 
 def _check_groups(
