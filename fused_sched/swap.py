@@ -12,7 +12,7 @@ from fused_sched import lr_scheduler, optim, stock
 OPTIMIZERS: dict[type, Any] = {
     theirs: getattr(optim, name)
     for name, theirs in stock.OPTIMIZERS.items()
-    if name in optim.__all__
+    if name in optim.__all__ and issubclass(getattr(optim, name), theirs)
 }
 """Ours, by the class of torch whose place it takes."""
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.optim import Optimizer, swa_utils
 
 from fused_sched.tables import layout
+from tests import references
 
 # -- optimizers ----------------------------------------------------------------------------------
 
@@ -55,7 +56,9 @@ def _row(name: str, id: str, reference: Any = None, **kwargs: Any) -> OptimizerC
     return OptimizerCase(name, kwargs, f"{name}-{id}", reference)
 
 
-def _rows(name: str, base: dict[str, Any], *more: dict[str, Any]) -> list[OptimizerCase]:
+def _rows(
+    name: str, base: dict[str, Any], *more: dict[str, Any], reference: Any = None
+) -> list[OptimizerCase]:
     """The defaults, ``base``, it with each set of options in ``more``, and a combination of all.
 
     Triton's interpreter runs the first and the last. Of two sets of one option the first is in the
@@ -63,10 +66,11 @@ def _rows(name: str, base: dict[str, Any], *more: dict[str, Any]) -> list[Optimi
     """
     combo = {key: value for options in reversed(more) for key, value in options.items()}
     between = [
-        OptimizerCase(name, base | options, f"{name}-{_told(options)}", interpreted=False)
+        OptimizerCase(name, base | options, f"{name}-{_told(options)}", reference, False)
         for options in (base, *more)
     ]
-    return [_row(name, "default"), *between, _row(name, "combo", **base | combo)]
+    default = _row(name, "default", reference)
+    return [default, *between, _row(name, "combo", reference, **base | combo)]
 
 
 def _told(options: dict[str, Any]) -> str:
@@ -205,7 +209,21 @@ OPTIMIZERS = [
         {"weight_decay": 0.1},
         {"maximize": True},
     ),
+    *_rows(
+        "Lion",
+        {"lr": 0.01},
+        {"betas": (0.8, 0.95)},
+        {"betas": (0.0, 0.0)},
+        {"weight_decay": 0.1},
+        {"weight_decay": 0.01, "decoupled_weight_decay": True},
+        {"weight_decay": 0.1, "cautious_weight_decay": True},
+        {"maximize": True},
+        reference=references.Lion,
+    ),
 ]
+
+OF_TORCH = [row for row in OPTIMIZERS if row.reference is None]
+"""Those that torch has, too."""
 
 ONE_OF_EACH = [row for row in OPTIMIZERS if row.id.endswith("-combo") and "nesterov" not in row.id]
 """One row of each class, with its options."""

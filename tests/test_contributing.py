@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-GUIDE = (ROOT / "docs" / "add_optimizer.md").read_text(encoding="utf-8")
+PAPER = (ROOT / "docs" / "from_a_paper.md").read_text(encoding="utf-8")
 TEXT = (ROOT / "docs" / "add_scheduler.md").read_text(encoding="utf-8")
 FILE = r"(?:fused_sched|tests)/[\w/]+\.py|csrc/\w+\.\w+"
 PIECE = re.compile(rf"`({FILE})`|^```(\w+)\n(.*?)^```", re.S | re.M)
@@ -117,32 +117,25 @@ def test_new_files_pass_the_linter(extended, command):
     assert done.returncode == 0, done.stdout
 
 
-# -- docs/add_optimizer.md: Lion as one more optimizer of the package ----------------------------
+# -- docs/from_a_paper.md: PowerSign as one more optimizer of the package ------------------------
 
-LION_ROW = """
-class PlainLion(Optimizer):
-    def __init__(self, params, lr=1e-4, betas=(0.9, 0.99), weight_decay=0.0):
-        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+ROW = """
+class PlainPowerSign(references.Reference):
+    names = ("exp_avg",)
+    counts = False
 
-    @torch.no_grad()
-    def step(self):
-        for group in self.param_groups:
-            (beta1, beta2), decay = group["betas"], 1.0 - group["lr"] * group["weight_decay"]
-            for param in (p for p in group["params"] if p.grad is not None):
-                kept = self.state[param].setdefault("exp_avg", torch.zeros_like(param))
-                three = param, param.grad, kept
-                if param.is_complex():
-                    three = param, _, kept = [torch.view_as_real(one) for one in three]
-                wide = torch.float64 if param.dtype == torch.float64 else torch.float32
-                p, g, m = (one.to(wide) for one in three)
-                u = beta1 * m + (1.0 - beta1) * g
-                param.copy_(p * decay - group["lr"] * torch.sign(u))
-                kept.copy_(beta2 * m + (1.0 - beta2) * g)
+    def __init__(self, params, lr=1e-3, alpha=2.718281828459045, beta=0.9, maximize=False):
+        defaults = {"lr": lr, "alpha": alpha, "beta": beta, "maximize": maximize}
+        super().__init__(params, defaults)
+
+    def advance(self, group, t, g, p, m):
+        m = group["beta"] * m + (1 - group["beta"]) * g
+        return p - float(group["lr"]) * group["alpha"] ** (g.sign() * m.sign()) * g, m
 
 
 OPTIMIZERS = [
-    _row("Lion", "default", PlainLion),
-    _row("Lion", "combo", PlainLion, lr=0.01, betas=(0.8, 0.95), weight_decay=0.1),
+    _row("PowerSign", "default", PlainPowerSign),
+    _row("PowerSign", "combo", PlainPowerSign, lr=0.01, alpha=2.0, beta=0.8, maximize=True),
 """
 """What goes into tests/cases.py, for the line that begins the table."""
 
@@ -154,21 +147,22 @@ def replace(path: Path, before: str, after: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def with_lion(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy with Lion in it as the guide's last paragraph says, compiled."""
-    copy = tmp_path_factory.mktemp("with_lion")
+def with_power_sign(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy with PowerSign in it as the guide's last paragraph says, compiled."""
+    copy = tmp_path_factory.mktemp("with_power_sign")
     for folder in ("fused_sched", "csrc", "tests"):
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("*.so"))
     for file in ("setup.py", "pyproject.toml", "README.md"):
         shutil.copy(ROOT / file, copy)
-    lion = re.search(r"^```python\n# lion\.py\n(.*?)^```", GUIDE, re.S | re.M)
-    assert lion is not None
-    (copy / "fused_sched/optim/lion.py").write_text(lion[1], encoding="utf-8")
+    code = re.search(r"^```python\n# power_sign\.py\n(.*?)^```", PAPER, re.S | re.M)
+    assert code is not None
+    (copy / "fused_sched/optim/power_sign.py").write_text(code[1], encoding="utf-8")
     names = copy / "fused_sched/optim/__init__.py"
     imports = re.findall(r"^from \..*\n", names.read_text(encoding="utf-8"), re.M)
-    replace(names, "".join(imports), "".join(sorted([*imports, "from .lion import Lion\n"])))
-    replace(names, '    "FusedOptimizer",\n', '    "FusedOptimizer",\n    "Lion",\n')
-    replace(copy / "tests/cases.py", "\nOPTIMIZERS = [\n", LION_ROW)
+    one = "from .power_sign import PowerSign\n"
+    replace(names, "".join(imports), "".join(sorted([*imports, one])))
+    replace(names, '    "NAdam",\n', '    "NAdam",\n    "PowerSign",\n')
+    replace(copy / "tests/cases.py", "\nOPTIMIZERS = [\n", ROW)
     quick = {"FUSED_SCHED_CXXFLAGS": "-O0"}  # twice as fast to compile
     done = within(copy, "setup.py", "--quiet", "build_ext", "--inplace", **quick)
     assert done.returncode == 0 and "no compiled engine" not in done.stderr, done.stderr
@@ -186,19 +180,20 @@ def within(copy: Path, *command: str, **env: str) -> subprocess.CompletedProcess
     )
 
 
-def test_an_optimizer_of_the_package_passes_its_tests(with_lion):
+def test_an_optimizer_of_the_package_passes_its_tests(with_power_sign):
     tests = "tests/test_optimizers.py", "tests/test_state.py"
-    done = within(with_lion, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, "-k", "Lion")
+    command = "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, "-k", "PowerSign"
+    done = within(with_power_sign, *command)
     assert done.returncode == 0, done.stdout
     assert int(re.findall(r"(\d+) passed", done.stdout)[0]) > 30
-    assert not (with_lion / "cache").exists()  # Lion is in the library: nothing else was compiled
+    assert not (with_power_sign / "cache").exists()  # the library has it: nothing else was compiled
 
 
 @pytest.mark.parametrize(
     "tool", ["ruff check fused_sched", "ruff format --check fused_sched", "mypy"]
 )
-def test_an_optimizer_of_the_package_passes_the_linters(with_lion, tool):
+def test_an_optimizer_of_the_package_passes_the_linters(with_power_sign, tool):
     name, *arguments = tool.split()
     pytest.importorskip(name, reason="a tool of make lint")
-    done = within(with_lion, "-m", name, *arguments)
+    done = within(with_power_sign, "-m", name, *arguments)
     assert done.returncode == 0, done.stdout

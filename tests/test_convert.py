@@ -16,7 +16,7 @@ from torch.nn import Parameter
 
 import fused_sched
 from tests.cases import (
-    OPTIMIZERS,
+    OF_TORCH,
     SCHEDULERS,
     Wave,
     chained,
@@ -81,7 +81,7 @@ def test_converted_pair_goes_on_as_the_stock_pair(engine, build, name):
     twins.check_host()
 
 
-@pytest.mark.parametrize(**stepped(OPTIMIZERS))
+@pytest.mark.parametrize(**stepped(OF_TORCH))
 def test_every_optimizer_keeps_its_state(engine, row):
     sides = []
     for _ in range(2):

@@ -183,6 +183,12 @@ def test_swap_table_names_every_optimizer():
     assert sorted(rows("swap.md", "Optimizers")) == sorted(c.__name__ for c in OPTIMIZERS.values())
 
 
+def test_swap_table_names_every_optimizer_that_torch_lacks():
+    theirs = {cls.__name__ for cls in OPTIMIZERS.values()} | {"FusedOptimizer"}
+    named = set(rows("swap.md", "Optimizers that torch lacks"))
+    assert named == set(fused_sched.optim.__all__) - theirs
+
+
 def test_swap_table_names_every_scheduler():
     named = {name for name in rows("swap.md", "Schedulers") if "LRScheduler" not in name}
     assert named == set(fused_sched.lr_scheduler.__all__) - {"LRScheduler"}
@@ -302,7 +308,7 @@ def test_arguments_of_fuse_exist():
 
 def test_files_that_are_named_exist():
     named = set(re.findall(r"`((?:fused_sched|tests|examples|csrc|docs)/[\w/.]+)`", EVERYTHING))
-    made = {"fused_sched/optim/lion.py", "fused_sched/lr_scheduler/inverse_sqrt.py"}
+    made = {"fused_sched/optim/power_sign.py", "fused_sched/lr_scheduler/inverse_sqrt.py"}
     assert sorted(path for path in named - made if not (ROOT / path).exists()) == []
 
 

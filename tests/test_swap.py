@@ -19,7 +19,7 @@ from torch.optim import adamw, lr_scheduler, swa_utils
 import fused_sched
 from fused_sched import stock
 from fused_sched.swap import OPTIMIZERS, SCHEDULERS
-from tests.cases import OPTIMIZERS as OPTIMIZER_CASES
+from tests.cases import OF_TORCH
 from tests.cases import SCHEDULERS as SCHEDULER_CASES
 from tests.training import check, named, set_grads, three
 from tests.twins import Side, assert_same, without_params
@@ -104,7 +104,7 @@ def test_only_one_file_looks_torchs_classes_up():
 # -- every optimizer and scheduler, all names swapped --------------------------------------------
 
 
-@pytest.mark.parametrize("row", **named(OPTIMIZER_CASES))
+@pytest.mark.parametrize("row", **named(OF_TORCH))
 def test_optimizers_with_names_swapped_step_as_torch(row, cpu_engine):
     theirs, ours = three(), three()
     stock_opt = row.build(torch.optim, theirs, foreach=False)

@@ -7,6 +7,7 @@ from .adagrad import Adagrad
 from .adam import Adam, AdamW
 from .adamax import Adamax
 from .asgd import ASGD
+from .lion import Lion
 from .nadam import NAdam
 from .radam import RAdam
 from .rmsprop import RMSprop
@@ -22,6 +23,7 @@ __all__ = [
     "AdamW",
     "Adamax",
     "FusedOptimizer",
+    "Lion",
     "NAdam",
     "RAdam",
     "RMSprop",

@@ -1,0 +1,94 @@
+"""Optimizers that torch lacks, from their formulas, in plain torch.
+
+Written for these tests, on whole tensors and without a thought of speed. As in the launches, what
+is stored is in the param's dtype and the arithmetic in float32, of a float64 param in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+Closure = Callable[[], Any]
+
+
+def _real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+class Reference(Optimizer):
+    """Steps each param by ``advance``; ``names`` are its states, which start at 0."""
+
+    names: Sequence[str] = ()
+    counts = True
+    """Whether the state has a ``step``, which counts from 1."""
+
+    @torch.no_grad()
+    def step(self, closure: Closure | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is not None:
+                    self._step(param, group)
+        return loss
+
+    def _step(self, param: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[param]
+        if self.counts:
+            state["step"] = state.get("step", torch.zeros(())) + 1.0
+        for name in self.names:
+            state.setdefault(name, torch.zeros_like(param, memory_format=torch.preserve_format))
+        kept = [_real(param), *(_real(state[name]) for name in self.names)]
+        wide = torch.float64 if kept[0].dtype == torch.float64 else torch.float32
+        g = _real(param.grad).to(wide)
+        if group.get("maximize"):
+            g = -g
+        t = int(state["step"]) if self.counts else 0
+        now = self.advance(group, t, g, *(tensor.to(wide) for tensor in kept))
+        for tensor, value in zip(kept, now, strict=True):
+            tensor.copy_(value)
+
+    def advance(
+        self, group: dict[str, Any], t: int, g: Tensor, p: Tensor, *states: Tensor
+    ) -> tuple[Tensor, ...]:
+        """The new param and states."""
+        raise NotImplementedError
+
+
+def decayed(p: Tensor, u: Tensor, amount: Any, group: dict[str, Any]) -> Tensor:
+    """p (1 - amount); with caution only where the update u and p have one sign, or one is 0."""
+    shrunk = p * (1 - float(amount))
+    return torch.where(u * p >= 0, shrunk, p) if group.get("cautious_weight_decay") else shrunk
+
+
+class Lion(Reference):
+    names = ("exp_avg",)
+    counts = False
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Any = 1e-4,
+        betas: Any = (0.9, 0.99),
+        weight_decay: float = 0.0,
+        decoupled_weight_decay: bool = False,
+        maximize: bool = False,
+        cautious_weight_decay: bool = False,
+    ) -> None:
+        self.divisor = float(lr) if decoupled_weight_decay else 1.0
+        defaults = {"lr": lr, "betas": betas, "weight_decay": weight_decay}
+        options = {"maximize": maximize, "cautious_weight_decay": cautious_weight_decay}
+        super().__init__(params, defaults | {k: True for k, asked in options.items() if asked})
+
+    def advance(self, group, t, g, p, m):
+        lr, (beta1, beta2) = float(group["lr"]), group["betas"]
+        u = (beta1 * m + (1 - beta1) * g).sign()
+        p = decayed(p, u, lr * group["weight_decay"] / self.divisor, group) - lr * u
+        return p, beta2 * m + (1 - beta2) * g
