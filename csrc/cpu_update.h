@@ -170,16 +170,13 @@ class Launch {
 
   Numbers carried(int64_t t) const { return {recurrences(t, clock_), args_.params}; }
 
-  // Writes a tensor's recurrences for the next launch; without a gradient they stay as they are.
+  // Writes a tensor's recurrences for the next launch; without a gradient its own stay as they are.
   void carry_on(int64_t t) {
     double* next = recurrences(t, clock_ + 1);
     const Numbers now = carried(t);
-    if (address(GRAD, t) == 0) {
-      for (int k = 0; k < kRecurrences; ++k) next[k * args_.params] = now[k];
-    } else {
-      const auto rule = make_rule<Rule<double>>(hyper(t), now, step(t));
-      for (int k = 0; k < kRecurrences; ++k) next[k * args_.params] = rule.next[k];
-    }
+    const auto rule = make_rule<Rule<double>>(hyper(t), now, step(t));
+    const int kept = address(GRAD, t) == 0 ? kRecurrences - Rule<double>::kOfGroup : 0;
+    for (int k = 0; k < kRecurrences; ++k) next[k * args_.params] = k < kept ? now[k] : rule.next[k];
   }
 
   void draw() {

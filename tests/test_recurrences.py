@@ -183,3 +183,151 @@ def test_coefficients_return_them_last():
             @staticmethod
             def coefficients(lr, total, before, step):
                 return total, before, lr
+
+
+# -- of a group ----------------------------------------------------------------------------------
+
+
+class Averaged(FusedOptimizer):
+    """Moves by the mean of all lrs so far, and by the number of steps that a param has made."""
+
+    states = {"steps": True}
+    recurrences = ("own",)
+    group_recurrences = ("count", "total")
+
+    def __init__(self, params: Any, lr: float = 0.5):
+        super().__init__(params, {"lr": lr, "count": 0, "total": 0.0})
+
+    @staticmethod
+    def coefficients(lr, own, count, total, step):
+        count = count + 1.0
+        total = total + lr
+        return total / count, own + 1.0, count, total
+
+    @staticmethod
+    def rule(p, g, steps, c):
+        (mean,) = c
+        return p - mean * g, steps + 1.0
+
+
+def numbers(opt: Any, group: int = 0) -> tuple[Any, Any]:
+    return opt.param_groups[group]["count"], opt.param_groups[group]["total"]
+
+
+def make_averaged(count: int = 2) -> tuple[Any, list[Parameter]]:
+    params = [Parameter(torch.zeros(5)) for _ in range(count)]
+    return Averaged(params), params
+
+
+def test_a_groups_numbers_go_on_without_a_gradient():
+    """lr is 1/2, 1/4, 1/8, ...; the second param misses the first and the third step."""
+    opt, (often, seldom) = make_averaged()
+    sched = fused_sched.lr_scheduler.ExponentialLR(opt, 0.5)
+    fused_sched.fuse(opt, sched)
+    total, at, second = 0.0, 0.0, 0.0
+    for i in range(5):
+        step(opt, often, *([seldom] if i in (1, 3, 4) else []))
+        sched.step()
+        total += 0.5 ** (i + 1)
+        at -= total / (i + 1)
+        if i in (1, 3, 4):
+            second -= total / (i + 1)
+    torch.testing.assert_close(often, torch.full((5,), at), rtol=1e-6, atol=0)
+    torch.testing.assert_close(seldom, torch.full((5,), second), rtol=1e-6, atol=0)
+    assert numbers(opt) == (5, total)
+    assert type(numbers(opt)[0]) is int
+    assert [float(opt.state[p]["own"]) for p in (often, seldom)] == [5.0, 3.0]
+    assert opt.state_dict()["param_groups"][0]["total"] == total
+
+
+def test_each_group_has_its_own():
+    params = [Parameter(torch.zeros(3)), Parameter(torch.zeros(3))]
+    opt = Averaged([{"params": params[:1]}, {"params": params[1:], "lr": 1.0, "count": 4}])
+    step(opt, *params)
+    step(opt, *params)
+    assert numbers(opt) == (2, 1.0)
+    assert numbers(opt, 1) == (6, 2.0)
+
+
+def test_a_skipped_step_leaves_a_groups_numbers():
+    opt, params = make_averaged()
+    opt.grad_scale = torch.ones(1)
+    for found in (1.0, 0.0, 1.0, 0.0):
+        opt.found_inf = torch.tensor([found])
+        step(opt, *params)
+    assert numbers(opt) == (2, 1.0)
+
+
+def test_what_is_written_into_a_group_counts():
+    opt, params = make_averaged()
+    step(opt, *params)
+    opt.param_groups[0]["total"] = 4.0
+    step(opt, *params)
+    assert numbers(opt) == (2, 4.5)
+    assert params[0].tolist() == [-0.5 - 2.25] * 5
+    opt.param_groups[0].update(count=0, total=0.0)
+    step(opt, *params)
+    assert numbers(opt) == (1, 0.5)
+    opt.param_groups[0] = {**opt.param_groups[0], "total": 1.0}  # as wrappers do
+    step(opt, *params)
+    assert numbers(opt) == (2, 1.5)
+
+
+def test_a_checkpoint_has_a_groups_numbers():
+    whole, params = make_averaged()
+    for _ in range(5):
+        step(whole, *params)
+    half, first = make_averaged()
+    for _ in range(3):
+        step(half, *first)
+    saved = copy.deepcopy(half.state_dict())
+    rest, second = make_averaged()
+    step(rest, *second)
+    rest.load_state_dict(saved)
+    for mine, other in zip(second, first, strict=True):
+        mine.data.copy_(other)
+    for _ in range(2):
+        step(rest, *second)
+    assert numbers(rest) == numbers(whole)
+    assert torch.equal(second[1], params[1])
+
+
+def test_a_param_that_joins_a_group_takes_its_numbers():
+    opt, (early, late) = make_averaged()
+    step(opt, early)
+    step(opt, early)
+    step(opt, early, late)
+    assert late.tolist() == [-0.5] * 5
+    assert numbers(opt) == (3, 1.5)
+    opt.add_param_group({"params": [Parameter(torch.zeros(2))]})
+    step(opt, early)
+    assert numbers(opt) == (4, 2.0)
+    assert numbers(opt, 1) == (1, 0.5)
+
+
+def test_they_go_on_before_any_gradient():
+    opt, params = make_averaged()
+    step(opt)
+    step(opt)
+    step(opt, *params)
+    assert numbers(opt) == (3, 1.5)
+    assert params[0].tolist() == [-0.5] * 5
+    assert float(opt.state[params[0]]["own"]) == 1.0
+
+
+def test_a_copy_goes_on_from_there():
+    opt, params = make_averaged()
+    step(opt, *params)
+    other = copy.deepcopy(opt)
+    step(other, *other.param_groups[0]["params"])
+    assert numbers(other) == (2, 1.0)
+    assert numbers(opt) == (1, 0.5)
+
+
+def test_a_group_must_have_them():
+    class Lacking(Averaged):
+        def __init__(self, params: Any):
+            FusedOptimizer.__init__(self, params, {"lr": 0.5, "count": 0})
+
+    with pytest.raises(KeyError, match="lacks 'total'"):
+        Lacking([Parameter(torch.zeros(1))])

@@ -41,6 +41,7 @@ def constants_of(variant: Variant, target: Target) -> dict[str, Any]:
         "RULE": rule.rule,
         "REQUIRED": rule.required,
         "RECURRENCES": rule.recurrences,
+        "OF_GROUP": rule.of_group,
         "KINDS": tuple(tuple(TYPES[name] for name in kind) for kind in KINDS[variant.kinds]),
         "STATES": variant.states,
         "SCALER": variant.scaler,

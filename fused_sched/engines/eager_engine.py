@@ -92,6 +92,7 @@ def _evaluate(optimizer: Any, chosen: set[int] | None) -> None:
     rule: Rule = optimizer._rule
     for group in optimizer.param_groups:
         names = rule.state_names(group)
+        carried_on = _group_numbers(rule, group, chosen)
         for param in dict.__getitem__(group, "params"):
             if param.grad is None or not (chosen is None or id(param) in chosen):
                 continue
@@ -108,9 +109,32 @@ def _evaluate(optimizer: Any, chosen: set[int] | None) -> None:
             states = [entry[name] if name in names else None for name in rule.states]
             step = _next_step(optimizer, param, entry, had_state)
             carried = _recurrences(optimizer, group, entry, step)
+            carried += [float(group[name]) for name in rule.group_recurrences]
             carried = evaluate.update(rule, group, param, param.grad, states, step, carried)
-            for name, number in zip(rule.recurrences, carried, strict=True):
+            for name, number in zip(rule.recurrences, carried, strict=False):
                 entry[name].fill_(number)
+        for name, number in carried_on.items():
+            group[name] = int(number) if type(group[name]) is int else number
+
+
+def _group_numbers(rule: Rule, group: Any, chosen: set[int] | None) -> dict[str, float]:
+    """What a step makes of a group's recurrences.
+
+    Raises:
+        RuntimeError: other params of the optimizer are launched, which would carry them on too.
+    """
+    names = rule.group_recurrences
+    if not names:
+        return {}
+    if chosen is not None:
+        raise RuntimeError(
+            f"{rule.name} carries {', '.join(names)} from step to step in its param groups, so all "
+            "its params must be on one engine; give the params that no kernel takes (see "
+            "fused_sched.explain) an optimizer of their own"
+        )
+    carried = [0.0] * len(rule.recurrences) + [float(group[name]) for name in names]
+    exact = evaluate.coefficients(rule, group, 1, carried)
+    return {name: x.item() for name, x in zip(names, exact[-len(names) :], strict=True)}
 
 
 def _recurrences(optimizer: Any, group: Any, entry: dict[str, Any], step: int) -> list[float]:

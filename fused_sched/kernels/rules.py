@@ -29,28 +29,31 @@ class Bound(NamedTuple):
             it got, of which the kernel stores as many as there are.
         required: states that every group keeps; a later one may be missing in some groups.
         recurrences: how many there are.
+        of_group: how many of them, the last ones, are a group's: they go on without a gradient.
     """
 
     coefficients: JITFunction
     rule: JITFunction
     required: int
     recurrences: int
+    of_group: int
 
 
 def bind(rule):
     """A ``fused_sched.rules.Rule`` for the kernel."""
     if rule.source is not None:
-        now = from_functions(rule.name, rule.coefficients, rule.apply, rule.recurrences)
+        carried = rule.recurrences, rule.group_recurrences
+        now = from_functions(rule.name, rule.coefficients, rule.apply, *carried)
         if now.text != rule.source.text:  # Triton reads the file at this time
             raise RuntimeError(
                 f"{rule.name}'s file has changed since it was imported; import again"
             )
-    counts = len(rule.columns), len(rule.states), len(rule.recurrences)
+    counts = len(rule.columns), len(rule.states), len(rule.carried), len(rule.group_recurrences)
     return _bound(rule.coefficients, rule.apply, *counts, rule.required)
 
 
 @functools.cache
-def _bound(coefficients, apply, columns, states, recurrences, required):
+def _bound(coefficients, apply, columns, states, recurrences, of_group, required):
     narrow = tl.float64 if recurrences else tl.float32  # an error would add up
     names = {
         "NARROW": _over(coefficients, arithmetic.COEFFICIENTS[narrow]),
@@ -60,7 +63,7 @@ def _bound(coefficients, apply, columns, states, recurrences, required):
         "APPLY": _over(apply, arithmetic.ELEMENTS),
         "STATES": tl.constexpr(states),
     }
-    return Bound(_over(_coefficients, names), _over(_rule, names), required, recurrences)
+    return Bound(_over(_coefficients, names), _over(_rule, names), required, recurrences, of_group)
 
 
 def _over(function, names):

@@ -58,8 +58,8 @@ def _update_tensor(
     t, chunk, size, addresses_ptr, info_ptr, offsets_ptr, recurrences_ptr, record_ptr, clock_ptr,
     scale_ptr, skipped, num_tensors, num_params, num_columns, G,
     COEFFICIENTS: tl.constexpr, RULE: tl.constexpr, REQUIRED: tl.constexpr,
-    RECURRENCES: tl.constexpr, KINDS: tl.constexpr, STATES: tl.constexpr, UNSCALE: tl.constexpr,
-    VECTORS: tl.constexpr, ORDER: tl.constexpr,
+    RECURRENCES: tl.constexpr, OF_GROUP: tl.constexpr, KINDS: tl.constexpr, STATES: tl.constexpr,
+    UNSCALE: tl.constexpr, VECTORS: tl.constexpr, ORDER: tl.constexpr,
 ):  # fmt: skip
     """One chunk of tensor t; a tensor without a gradient only notes that its step stood still."""
     # All that depends on t alone, together: each wait for memory is a tenth of a small step.
@@ -76,14 +76,20 @@ def _update_tensor(
     half = (clock & 1) * RECURRENCES * num_params
     carried = recurrences_ptr + half + param
     carried_on = recurrences_ptr + RECURRENCES * num_params - half + param
+    h = record_ptr + (clock & 1) * num_columns * G + group
     if not skipped:
         if addresses[GRAD] == 0:
             if chunk == 0:
                 tl.store(offsets_ptr + param, offset + 1)
-                for k in tl.static_range(RECURRENCES):
+                for k in tl.static_range(RECURRENCES - OF_GROUP):
                     tl.store(carried_on + k * num_params, tl.load(carried + k * num_params))
+                if OF_GROUP > 0:
+                    step = clock - offset + 1
+                    numbers = COEFFICIENTS(h, G, carried, num_params, step, tl.float64)
+                    for k in tl.static_range(RECURRENCES - OF_GROUP, RECURRENCES):
+                        number = numbers[len(numbers) - RECURRENCES + k]
+                        tl.store(carried_on + k * num_params, number)
         else:
-            h = record_ptr + (clock & 1) * num_columns * G + group
             for k in tl.static_range(len(KINDS)):
                 if kind == k:
                     update_chunk(
@@ -131,6 +137,7 @@ def update_kernel(
     RULE: tl.constexpr,
     REQUIRED: tl.constexpr,
     RECURRENCES: tl.constexpr,
+    OF_GROUP: tl.constexpr,
     KINDS: tl.constexpr,
     STATES: tl.constexpr,
     SCALER: tl.constexpr,
@@ -148,7 +155,7 @@ def update_kernel(
     Writes: param, state (and the unscaled grad under UNSCALE), each element by one program; the
             other half of the record, and of a param's recurrences by the program of its first
             chunk; the last program to begin publishes them by the clock.
-    COEFFICIENTS, RULE, REQUIRED, RECURRENCES: a Bound of ``rules.py``.
+    COEFFICIENTS, RULE, REQUIRED, RECURRENCES, OF_GROUP: a Bound of ``rules.py``.
     KINDS:  the (param, grad, state) dtypes present; STATES: state slots in use.
     VECTORS, ORDER: of a Tuning, and TICKET_ORDER, of ``tables/layout.py``.
     Host:   never waited for; may be captured.
@@ -168,5 +175,6 @@ def update_kernel(
             tl.load(chunks_ptr + pid - 1), tl.load(chunks_ptr + tl.num_programs(0) + pid - 2),
             chunk_size, addresses_ptr, info_ptr, offsets_ptr, recurrences_ptr, record_ptr,
             clock_ptr, scale_ptr, skipped, num_tensors, num_params, num_columns, G,
-            COEFFICIENTS, RULE, REQUIRED, RECURRENCES, KINDS, STATES, UNSCALE, VECTORS, ORDER,
+            COEFFICIENTS, RULE, REQUIRED, RECURRENCES, OF_GROUP, KINDS, STATES, UNSCALE, VECTORS,
+            ORDER,
         )  # fmt: skip

@@ -50,7 +50,8 @@ def struct(source: RuleSource) -> str:
         "template <class C>",
         f"struct {name} {{",
         f"  static constexpr int kStates = {len(states)};",
-        f"  static constexpr int kRecurrences = {len(source.recurrences)};",
+        f"  static constexpr int kRecurrences = {len(source.carried)};",
+        f"  static constexpr int kOfGroup = {len(source.group_recurrences)};  // the last of them",
         "",
         *_members(source),
         "",
@@ -71,7 +72,7 @@ def struct(source: RuleSource) -> str:
 
 def _inputs(source: RuleSource) -> str:
     """Parameters of the constructor; ``carried`` has a param's recurrences."""
-    carried = "const Numbers& carried, " if source.recurrences else ""
+    carried = "const Numbers& carried, " if source.carried else ""
     return f"const Numbers& h, {carried}int64_t count"
 
 
@@ -85,8 +86,8 @@ def _members(source: RuleSource) -> list[str]:
     lines[-1] = f"{lines[-1].removesuffix(',')};"
     if not source.rule.unpacked:
         lines = []
-    if source.recurrences:
-        lines.append(f"  double next[kRecurrences];  // {', '.join(source.recurrences)}")
+    if source.carried:
+        lines.append(f"  double next[kRecurrences];  // {', '.join(source.carried)}")
     return lines
 
 
@@ -98,7 +99,7 @@ def _constructor(source: RuleSource) -> list[str]:
     function = source.coefficients
     body = _Body(function, elements=(), number="double")
     values = [f"h[{column}]" for column in range(len(source.columns))]
-    values += [f"carried[{number}]" for number in range(len(source.recurrences))]
+    values += [f"carried[{number}]" for number in range(len(source.carried))]
     values.append("static_cast<double>(count)")
     lines = [
         f"{body.const(name)}double {_spelled(name)} = {value};"

@@ -34,7 +34,7 @@ def update(
     wide = torch.float64 if param.dtype == torch.float64 else torch.float32
     p, g, *s = (_real(t).to(wide) for t in (param, grad, *_present(states, param)))
     exact = coefficients(rule, group, step, carried)
-    shared = len(exact) - len(rule.recurrences)
+    shared = len(exact) - len(rule.carried)
     results = rule.apply(p, g, *s, tuple(number.to(wide) for number in exact[:shared]))
     param.copy_(results[0])
     for state, result in zip(states, results[1:], strict=True):

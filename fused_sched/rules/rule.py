@@ -33,8 +33,8 @@ class Rule:
             a param group must have for them: True, or the key that must not be 0 or False.
         optional: keys that a param group may lack, or hold None under, and what counts then.
         recurrences: numbers of a param, each also in ``optimizer.state``, which a step takes from
-            the one before; the last parameters of ``coefficients`` before ``step``, and the last
-            of what it returns.
+            the one before.
+        group_recurrences: such numbers of a group, each also a key of it.
         counts_steps: ``optimizer.state`` has torch's ``step``.
         tunings: how Triton compiles it: the class's rows and the default ones.
         source: both functions as they were when the class was defined; None of the package's own.
@@ -48,9 +48,15 @@ class Rule:
     states: Mapping[str, bool | str]
     optional: Mapping[str, float]
     recurrences: tuple[str, ...]
+    group_recurrences: tuple[str, ...]
     counts_steps: bool
     tunings: dict[int | tuple[int, tuple[int, int]], Tuning]
     source: RuleSource | None
+
+    @property
+    def carried(self) -> tuple[str, ...]:
+        """All recurrences: parameters of ``coefficients`` before ``step``, and its last results."""
+        return (*self.recurrences, *self.group_recurrences)
 
     @property
     def is_built_in(self) -> bool:
@@ -71,7 +77,7 @@ class Rule:
         """Raise KeyError for a hyperparameter that no default and no group gives."""
         for i, group in enumerate(groups):
             conditions = (when for when in self.states.values() if isinstance(when, str))
-            for key in (*self.keys, *conditions):
+            for key in (*self.keys, *conditions, *self.group_recurrences):
                 if key not in group and key not in self.optional:
                     columns = ", ".join(self.keys.get(key, ()))
                     asks = f"{self.name}.coefficients({columns}) asks for {key!r}"
@@ -147,11 +153,11 @@ def rule_of(cls: type[Any]) -> Rule | None:
     if not isinstance(cls.states, Mapping):
         raise RuleError(f"{cls.__name__}.states is a dict, as {{'exp_avg': True}}: {cls.states!r}")
     name = next(c.__name__ for c in cls.__mro__ if functions.keys() & vars(c).keys())
-    recurrences = tuple(cls.recurrences)
+    carried = tuple(cls.recurrences), tuple(cls.group_recurrences)
     source = None
     if not all(f.__module__.startswith("fused_sched.optim.") for f in (coefficients, apply)):
-        source = _checked(cls, from_functions(name, coefficients, apply, recurrences))
-    columns = tuple(inspect.signature(coefficients).parameters)[: -1 - len(recurrences)]
+        source = _checked(cls, from_functions(name, coefficients, apply, *carried))
+    columns = tuple(inspect.signature(coefficients).parameters)[: -1 - len(sum(carried, ()))]
     return Rule(
         name=name,
         coefficients=coefficients,
@@ -160,7 +166,8 @@ def rule_of(cls: type[Any]) -> Rule | None:
         keys=_keys(columns),
         states=cls.states,
         optional=_optional(cls, columns),
-        recurrences=recurrences,
+        recurrences=carried[0],
+        group_recurrences=carried[1],
         counts_steps=cls.counts_steps,
         tunings={**DEFAULT_TUNINGS, **cls.tunings},
         source=source,

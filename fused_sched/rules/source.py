@@ -4,7 +4,7 @@
 shares; ``rule(p, g, *states, c)`` updates one element. Both are straight lines of arithmetic:
 assignments to names, operators, comparisons, the functions of ``arithmetic.py``, one ``return``.
 Coefficients that depend on what they were before take such numbers, the *recurrences*, before
-``step`` and return their new values last.
+``step`` and return their new values last; those of a group come after those of a param.
 """
 
 from __future__ import annotations
@@ -79,23 +79,30 @@ class Function:
 
 @dataclass(frozen=True)
 class RuleSource:
-    """Both functions of the class ``name``; ``text`` is their source."""
+    """Both functions of the class ``name``.
+
+    Attributes:
+        recurrences: the numbers of a param that the coefficients carry on from step to step.
+        group_recurrences: those of a group, which come after them.
+        text: the functions' source.
+    """
 
     name: str
     coefficients: Function
     rule: Function
+    recurrences: tuple[str, ...]
+    group_recurrences: tuple[str, ...]
     text: str
+
+    @property
+    def carried(self) -> tuple[str, ...]:
+        """All recurrences, as the coefficients take them."""
+        return (*self.recurrences, *self.group_recurrences)
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The hyperparameters that the coefficients are made of."""
-        return self.coefficients.parameters[: -1 - len(self.recurrences)]
-
-    @property
-    def recurrences(self) -> tuple[str, ...]:
-        """The numbers of a param that the coefficients carry on from step to step."""
-        carried = len(self.coefficients.results) - len(self.rule.unpacked)
-        return self.coefficients.parameters[-1 - carried : -1]
+        return self.coefficients.parameters[: -1 - len(self.carried)]
 
     @property
     def states(self) -> tuple[str, ...]:
@@ -112,8 +119,8 @@ def from_text(text: str, file: str) -> list[RuleSource]:
             if {"coefficients", "rule"} <= methods.keys():
                 lines = text.splitlines()
                 reader = _Reader(file, lines, 0)
-                stated = _recurrences(node)
-                found.append(_paired(node.name, reader, reader, methods, stated))
+                stated = _stated(node, "recurrences"), _stated(node, "group_recurrences")
+                found.append(_paired(node.name, reader, reader, methods, *stated))
     return found
 
 
@@ -122,11 +129,12 @@ def from_functions(
     coefficients: Callable[..., Any],
     rule: Callable[..., Any],
     recurrences: Sequence[str],
+    group_recurrences: Sequence[str],
 ) -> RuleSource:
     """The rule of a class that was defined at run time.
 
     Args:
-        recurrences: the names that the class states.
+        recurrences, group_recurrences: the names that the class states.
 
     Raises:
         RuleError: the source of a function cannot be read, or is no arithmetic.
@@ -148,7 +156,7 @@ def from_functions(
         readers.append(reader)
         _check_imports(reader, node, function)
         methods[key] = node
-    return _paired(name, readers[0], readers[1], methods, recurrences)
+    return _paired(name, readers[0], readers[1], methods, recurrences, group_recurrences)
 
 
 def _check_imports(reader: _Reader, node: ast.FunctionDef, function: Callable[..., Any]) -> None:
@@ -160,10 +168,10 @@ def _check_imports(reader: _Reader, node: ast.FunctionDef, function: Callable[..
             reader.refuse(node, f"write `from {MODULE} import {name}` above the class")
 
 
-def _recurrences(node: ast.ClassDef) -> Sequence[str]:
-    """What the class states as ``recurrences``, none without such a line."""
+def _stated(node: ast.ClassDef, attribute: str) -> Sequence[str]:
+    """The names that a class gives in an attribute, none without such a line."""
     for part in node.body:
-        if isinstance(part, ast.Assign) and ast.unparse(part.targets[0]) == "recurrences":
+        if isinstance(part, ast.Assign) and ast.unparse(part.targets[0]) == attribute:
             return ast.literal_eval(part.value)
     return ()
 
@@ -174,11 +182,13 @@ def _paired(
     second: _Reader,
     methods: dict[str, ast.FunctionDef],
     recurrences: Sequence[str],
+    group_recurrences: Sequence[str],
 ) -> RuleSource:
     coefficients = first.read(methods["coefficients"], unpacks=False)
     rule = second.read(methods["rule"], unpacks=True)
     text = f"{first.text_of(methods['coefficients'])}\n{second.text_of(methods['rule'])}"
-    source = RuleSource(name, coefficients, rule, text)
+    carried = tuple(recurrences), tuple(group_recurrences)
+    source = RuleSource(name, coefficients, rule, *carried, text)
     if coefficients.parameters[:1] != ("lr",) or coefficients.parameters[-1] != "step":
         first.refuse(
             methods["coefficients"], "coefficients(lr, ..., step) takes lr first and step last"
@@ -191,15 +201,15 @@ def _paired(
             methods["rule"],
             f"it must return p and its {len(source.states)} states, in their order",
         )
-    carried = len(recurrences)
-    if coefficients.parameters[-1 - carried : -1] != tuple(recurrences):
+    count = len(source.carried)
+    if coefficients.parameters[-1 - count : -1] != source.carried:
         first.refuse(
             methods["coefficients"],
-            f"coefficients(lr, ..., {', '.join(recurrences)}, step) takes the recurrences, in "
+            f"coefficients(lr, ..., {', '.join(source.carried)}, step) takes the recurrences, in "
             "their order, right before step",
         )
-    if len(rule.unpacked) + carried != len(coefficients.results):
-        more = f" and carries {carried} recurrences on" if carried else ""
+    if len(rule.unpacked) + count != len(coefficients.results):
+        more = f" and carries {count} recurrences on" if count else ""
         second.refuse(
             methods["rule"],
             f"coefficients() returns {len(coefficients.results)} values; "

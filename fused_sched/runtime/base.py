@@ -57,6 +57,12 @@ class FusedOptimizer(stock.Optimizer):
     ``coefficients`` takes them right before ``step`` and returns their new values last. They are
     float64 on the device, float32 in ``state``, and start at ``initial_state(name, group)``.
     """
+    group_recurrences: ClassVar[Sequence[str]] = ()
+    """The same of a param group: ``("weight_sum",)`` is a key of it, which the constructor gives.
+
+    They come after ``recurrences``, and go on at each step of the group, whichever of its params
+    have a gradient. On the device each param has its own copy.
+    """
     counts_steps: ClassVar[bool] = True
     """Whether ``state`` has torch's ``step``: how many steps the param has made, on the CPU.
 
@@ -98,6 +104,12 @@ class FusedOptimizer(stock.Optimizer):
     def initial_state(self, name: str, group: Mapping[str, Any]) -> float:
         """What a state starts at: 0, unless overridden; of a complex param in both parts."""
         return 0.0
+
+    def check_step(self) -> None:
+        """Raise if no step is possible now; a step that no cached launch makes asks.
+
+        Assigning to a key of a param group other than lr makes the next step such a one.
+        """
 
     # -- construction, copies, checkpoints -------------------------------------------------------
 

@@ -79,7 +79,7 @@ class DeviceState:
         self.clock = 0
         self.state_clock = 0
         self.offsets = [0] * params
-        self.carried = [[0.0] * params for _ in rule.recurrences]
+        self.carried = [[0.0] * params for _ in rule.carried]
         self.buffer: DeviceBuffer | None = None
         self.table = _empty_table(device, name)
         self.captured_tables: list[CapturedTable] = []
@@ -278,10 +278,14 @@ class DeviceState:
         """A param's recurrences, as of ``take_carried()``."""
         return [numbers[row.index] for numbers in self.carried]
 
-    def set_carried(self, index: int, numbers: Sequence[float]) -> None:
-        """Replace a param's recurrences, between ``take_carried()`` and ``send_clock()``."""
-        for column, number in zip(self.carried, numbers, strict=True):
-            column[index] = number
+    def set_carried(self, index: int, numbers: Sequence[float], first: int = 0) -> None:
+        """Replace recurrences of a param, between ``take_carried()`` and ``send_clock()``.
+
+        Args:
+            first: which one ``numbers`` begins with.
+        """
+        for k, number in enumerate(numbers, first):
+            self.carried[k][index] = number
 
     def note_written(self) -> None:
         """The state dict shows the steps of the clock."""

@@ -49,7 +49,7 @@ def make_first_step(
     rule = mirror.host.rule
     engine = engine_for(_CPU, rule)
     numbers = [i for i, param in enumerate(params) if param.grad is not None]
-    if not numbers or rule.recurrences or not hasattr(engine, "first_step"):
+    if not numbers or rule.carried or not hasattr(engine, "first_step"):
         return False
     groups = [dict(dict.items(group)) for group in optimizer.param_groups]
     starts = [

@@ -27,23 +27,29 @@ class Group(dict[str, Any]):
 
     def __getitem__(self, key: str) -> Any:
         if key != "params":
-            self.mirror.refresh_values()
+            self._refresh(key)
         return dict.__getitem__(self, key)
 
     def get(self, key: str, default: Any = None) -> Any:
-        self.mirror.refresh_values()
+        self._refresh(key)
         return super().get(key, default)
+
+    def _refresh(self, key: str) -> None:
+        if key in self.mirror.numbers.names:
+            self.mirror.refresh_group()
+        else:
+            self.mirror.refresh_values()
 
     def __iter__(self) -> Iterator[str]:
         # dict(group), {**group} and group | other take the slow path, through keys and getitem.
         return super().__iter__()
 
     def items(self) -> Any:
-        self.mirror.refresh()
+        self.mirror.refresh_group()
         return super().items()
 
     def values(self) -> Any:
-        self.mirror.refresh()
+        self.mirror.refresh_group()
         return super().values()
 
     def __setitem__(self, key: str, value: Any) -> None:
@@ -56,18 +62,18 @@ class Group(dict[str, Any]):
         optional = self.mirror.host.rule.optional
         if key in self and key in optional:
             self[key] = optional[key]  # what counts from here on
-        self.mirror.refresh()
+        self.mirror.refresh_group()
         super().__delitem__(key)
 
     def __eq__(self, other: object) -> bool:
-        self.mirror.refresh()
+        self.mirror.refresh_group()
         return super().__eq__(other)
 
     def __ne__(self, other: object) -> bool:
         return not self == other
 
     def __repr__(self) -> str:
-        self.mirror.refresh()
+        self.mirror.refresh_group()
         return super().__repr__()
 
     def setdefault(self, key: str, default: Any = None) -> Any:
@@ -98,7 +104,7 @@ class Group(dict[str, Any]):
 
     def copy(self) -> dict[str, Any]:
         """A plain dict with current values."""
-        self.mirror.refresh()
+        self.mirror.refresh_group()
         return self.raw()
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -14,6 +14,7 @@ import torch
 from fused_sched.tables import layout
 
 from .device_state import RELEASE, DeviceState, capturable, capturing
+from .group_numbers import GroupNumbers
 from .host import Host
 from .host_copy import HostCopy
 from .launch_account import LaunchAccount
@@ -37,6 +38,7 @@ class Mirror:
         copy: what the devices have got.
         sender: the way to the devices.
         probe: of torch's checkpoints.
+        numbers: what a rule carries on for each group.
     """
 
     def __init__(self, optimizer: Any) -> None:
@@ -45,6 +47,7 @@ class Mirror:
         self.copy = HostCopy(self.host.schedules)
         self.sender = Sender(self.host, self.account, self.copy)
         self.probe = CheckpointProbe()
+        self.numbers = GroupNumbers(self.host)
 
     # -- reading ---------------------------------------------------------------------------------
 
@@ -56,6 +59,14 @@ class Mirror:
             self.account.settle()
             self._catch_up()
             self._take_positions()
+
+    def refresh_group(self) -> None:
+        """The same, and what the rule carries on for each group; waits for the device for that."""
+        if self.host.suspend_sync.is_entered:
+            return
+        with self.host.lock:
+            self.refresh()
+            self.numbers.take()
 
     def refresh_values(self) -> None:
         """Bring the groups up to date, and the schedulers only where that costs nothing more."""

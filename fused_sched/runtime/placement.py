@@ -57,6 +57,7 @@ class Placement:
             self._restart(params, sizes)
         elif plain and not mirror.host.suspend_sync.is_entered:
             mirror.sender.upload()
+            mirror.numbers.send()
 
     def _wrap(self, groups: list[Any], plain: Mapping[int, dict[str, Any]]) -> None:
         """Make Groups of plain dicts, whose values stand against those of the device."""
@@ -67,7 +68,7 @@ class Placement:
                 "over; call optimizer.prepare() before the capture"
             )
         values = {number: dict(group) for number, group in plain.items()}
-        mirror.refresh()
+        mirror.refresh_group()
         for number, group in values.items():
             groups[number] = Group(group, mirror)
 
@@ -77,7 +78,7 @@ class Placement:
         if mirror.account.captured:
             raise RuntimeError(f"The params or param groups changed, but {RELEASE}.")
         if mirror.host.device_states:
-            mirror.refresh()
+            mirror.refresh_group()
             show_state(mirror, self._keeper)
             mirror.sender.leave_devices()
         mirror.account.drop_cached_schedule()
@@ -136,7 +137,9 @@ class Placement:
             self._fallback.refuse_capture()
             self.retire(engines)
             try:
-                device_states = self.fitted(engines, everyone=False)
+                # A group's numbers go on where none of its params has a gradient yet, too.
+                everyone = bool(self._mirror.numbers.names)
+                device_states = self.fitted(engines, everyone)
                 return (
                     eager,
                     device_states,
@@ -177,7 +180,7 @@ class Placement:
         gone = [device for device in mirror.host.device_states if device not in devices]
         if gone:
             mirror.refuse_if_captured(f"Taking the params from {gone[0]} or its engine")
-            mirror.refresh()
+            mirror.refresh_group()
             show_state(mirror, self._keeper)
             mirror.sender.leave_devices()
             for device in gone:
@@ -240,6 +243,7 @@ class Placement:
         if mirror.account.captured:
             raise RuntimeError(f"{what.capitalize()} entered or moved, but {RELEASE}.")
         mirror.account.refresh_clock()
+        mirror.numbers.take()
         device_state.take_carried()
         self._keeper.write_steps([device_state])
         for i in self._fallback.why:
@@ -252,6 +256,7 @@ class Placement:
                 names = mirror.host.state_names(groups[number])
                 rows[i] = self._keeper.row(param, i, number, groups[number], names)
                 carried = self._keeper.recurrences_of(param, groups[number])
+                carried += mirror.numbers.of(groups[number])
             device_state.set_step(i, self._keeper.step_of(param))
             device_state.set_carried(i, carried)
         device_state.build_table([row for _, row in sorted(rows.items())])

@@ -77,8 +77,12 @@ class Recurrences:
         )
 
     def show(self, param: Tensor, entry: Entry, numbers: Iterable[float]) -> None:
-        """Write what the launches have made of them."""
-        for name, number in zip(self.names, numbers, strict=True):
+        """Write what the launches have made of them.
+
+        Args:
+            numbers: these come first among them.
+        """
+        for name, number in zip(self.names, numbers, strict=False):
             entry[name].fill_(number)
         self.note(param, entry)
 

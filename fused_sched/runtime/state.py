@@ -183,7 +183,7 @@ class StateKeeper:
         """Bring the step counts in ``state`` up to date, except where user code wrote its own."""
         for device_state in device_states:
             device_state.note_written()
-            if self._rule.recurrences:
+            if self.recurrences.names:
                 self._write_recurrences(device_state)
             if self._rule.counts_steps:
                 self._write_counts(device_state, device_state.table.rows)

@@ -60,6 +60,7 @@ class Stepper:
     def step(self) -> None:
         """Every param's update, and the fused schedules' advance."""
         with self._mirror.host.lock:
+            self._mirror.host.optimizer.check_step()
             if not self._mirror.probe.stepped and self._first_step():
                 return
             job = self._job()
@@ -179,6 +180,7 @@ class Stepper:
             device_state.join_stream()
             take_changes(mirror, self._keeper, device_state, in_place=True)
         mirror.sender.upload()
+        mirror.numbers.send()
 
     def release(self) -> None:
         """Forget the captures; every table may change again."""

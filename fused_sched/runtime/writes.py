@@ -28,8 +28,11 @@ def before_write(mirror: Mirror, group: dict[str, Any], key: str, value: Any) ->
     if key != "lr" or isinstance(value, Tensor) or is_zero(value):
         mirror.account.drop_cached()
     columns = key in mirror.host.rule.keys
-    if columns:
+    if columns or key in mirror.numbers.names:
         _refuse_under_capture(key)
+    if key in mirror.numbers.names:
+        mirror.refresh_group()  # all are sent after the write
+    if columns:
         _refuse_unusable(mirror, group, key, value)
     if key == "lr":
         mirror.probe.note_lr(group, value)
@@ -72,6 +75,9 @@ def after_write(mirror: Mirror, group: dict[str, Any], key: str) -> None:
         return
     number = next((i for i, g in enumerate(optimizer.param_groups) if g is group), None)
     if number is None:
+        return
+    if key in mirror.numbers.names:
+        mirror.numbers.send()
         return
     columns = mirror.host.rule.keys.get(key, ())
     if not columns or mirror.sender.recursive():
