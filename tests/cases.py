@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.optim import Optimizer, swa_utils
 
 from fused_sched.tables import layout
-from tests import references
+from tests import references, schedule_free_reference
 
 # -- optimizers ----------------------------------------------------------------------------------
 
@@ -44,7 +44,10 @@ class OptimizerCase:
         if self.reference is not None:  # torch's choices of its own code: here there is one
             overrides = {k: v for k, v in overrides.items() if k not in ("foreach", "fused")}
         make = getattr(module, self.name, self.reference)
-        return make(params, **self.kwargs | overrides)
+        opt = make(params, **self.kwargs | overrides)
+        if hasattr(opt, "train"):  # it has two modes
+            opt.train()
+        return opt
 
     def takes(self, option: str) -> bool:
         """Whether the constructor knows an option."""
@@ -219,6 +222,28 @@ OPTIMIZERS = [
         {"weight_decay": 0.1, "cautious_weight_decay": True},
         {"maximize": True},
         reference=references.Lion,
+    ),
+    *_rows(
+        "AdamWScheduleFree",
+        {"lr": 0.02},
+        {"betas": (0.8, 0.95)},
+        {"eps": 1e-3},
+        {"weight_decay": 0.1},
+        {"warmup_steps": 2},
+        {"r": 0.5},
+        {"weight_lr_power": 0.0},
+        {"weight_lr_power": 1.5},
+        reference=schedule_free_reference.AdamWScheduleFree,
+    ),
+    *_rows(
+        "SGDScheduleFree",
+        {"lr": 0.1},
+        {"momentum": 0.6},
+        {"weight_decay": 0.1},
+        {"warmup_steps": 3},
+        {"r": 1.0},
+        {"weight_lr_power": 0.0},
+        reference=schedule_free_reference.SGDScheduleFree,
     ),
 ]
 
