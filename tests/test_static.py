@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import copy
-import itertools
 import json
 import os
 import subprocess
@@ -17,7 +16,7 @@ from benchmarks.static import limits
 from benchmarks.static.machine_code import parse_amdgcn, parse_sass, storing_loops
 from benchmarks.static.reloads import reloads_in
 from benchmarks.static.targets import GPUS, TARGETS, estimate
-from benchmarks.static.variants import QUICK, VARIANTS
+from benchmarks.static.variants import QUICK, VARIANTS, examined
 
 COMMITTED = RESULTS / "static-report.md"
 
@@ -88,7 +87,7 @@ def test_no_program_loads_a_scalar_that_it_stored(fresh):
 
 def test_committed_report_has_every_variant_on_every_target():
     lines = COMMITTED.read_text(encoding="utf-8").splitlines()
-    for variant, target in itertools.product(VARIANTS, TARGETS):
+    for variant, target in examined(VARIANTS, TARGETS):
         start = f"| {variant.name} | {variant.kinds} | {target} |"
         assert sum(line.startswith(start) for line in lines) == 1, f"run `make static`: {start}"
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.static [--out DIR]
 
-compiles every rule with every set of dtypes for every target, writes static-report.md (by default
+compiles every rule for every target, writes static-report.md (by default
 into benchmarks/results), and fails where a kernel is beyond a limit. `--json --quick` prints the
 figures of those variants that are nearest to one, for tests/test_static.py. Needs Triton, no GPU.
 """
@@ -28,14 +28,14 @@ from benchmarks.static.limits import broken
 from benchmarks.static.reloads import reloads
 from benchmarks.static.report import text
 from benchmarks.static.targets import TARGETS
-from benchmarks.static.variants import QUICK, VARIANTS, Variant
+from benchmarks.static.variants import QUICK, VARIANTS, Variant, examined
 
 NAME = "static-report"
 
 
 def report(variants: Sequence[Variant], targets: Sequence[str]) -> dict[str, Any]:
     """Every variant, and the schedule's kernel, on every target."""
-    jobs = [(variant, target) for target in targets for variant in (*variants, None)]
+    jobs = [*examined(variants, targets), *((None, target) for target in targets)]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         rows = list(pool.map(examine, *zip(*jobs, strict=True)))
     return {

@@ -1,8 +1,10 @@
 """The forms of the update kernel that are examined."""
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from benchmarks.static.targets import TARGETS
 from fused_sched import optim
 from fused_sched.rules.tuning import Tuning, tuning_bits
 
@@ -82,8 +84,20 @@ QUICK = [
     Variant("Adam", 2, "mixed"),
     Variant("Adam", 3, "float32"),
     Variant("Adam", 2, "float64"),
+    Variant("NAdam", 2, "float32"),
+    Variant("SGDScheduleFree", 1, "float32"),
 ]
 """Those that are nearest to a limit."""
+
+
+def _others() -> Iterator[Variant]:
+    """Every other rule, with the states that it always has and with all of them."""
+    names = {getattr(optim, name).__dict__.get("rule") and name for name in optim.__all__}
+    for name in sorted(filter(None, names - {"SGD", "Adam"})):
+        rule = getattr(optim, name)._rule
+        for states in sorted({rule.required, len(rule.states)}):
+            yield from (Variant(name, states, kinds) for kinds in ("float32", "bfloat16"))
+
 
 VARIANTS = [
     *(Variant("SGD", 0, kinds) for kinds in ("float32", "bfloat16")),
@@ -91,5 +105,19 @@ VARIANTS = [
     *(Variant("Adam", 2, kinds) for kinds in KINDS),
     *(Variant("Adam", 3, kinds) for kinds in KINDS),
     *(Variant("Adam", 2, kinds, scaler=True) for kinds in ("float32", "mixed")),
+    *_others(),
 ]
-"""Every rule with every set of dtypes."""
+"""SGD and Adam with every set of dtypes, the other rules with two."""
+
+_BRANCHED = ("RMSprop", 3)
+"""LLVM makes branches of its options, so that on AMD no single loop moves all arrays."""
+
+
+def examined(variants: Iterable[Variant], targets: Iterable[str]) -> list[tuple[Variant, str]]:
+    """Which variant is examined on which target: all but one."""
+    return [
+        (variant, target)
+        for target in targets
+        for variant in variants
+        if TARGETS[target].backend == "cuda" or (variant.rule, variant.states) != _BRANCHED
+    ]

@@ -7,6 +7,7 @@ from typing import Any
 
 from fused_sched import stock
 from fused_sched.rules.arithmetic import exp, log, maximum, where
+from fused_sched.rules.tuning import Tuning
 from fused_sched.runtime.base import FusedOptimizer
 
 
@@ -40,6 +41,8 @@ class ASGD(FusedOptimizer, stock.ASGD):
 
     states = {"ax": True}
     recurrences = ("eta", "mu")
+    # Chosen as Adam's are.
+    tunings = {16: Tuning(vectors=2, registers=80), 32: Tuning(vectors=2, registers=72)}
 
     def initial_state(self, name: str, group: Mapping[str, Any]) -> float:
         """torch's: the lr as eta, 1 as mu."""
