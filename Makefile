@@ -115,6 +115,6 @@ clean:
 	$(call has_torch,$(PY)) || $(PIP) $(TORCH)
 	$(PY) -c 'import triton' 2>/dev/null || [ "$$(uname -sm)" != "Linux x86_64" ] || $(PIP) $(TRITON)
 	$(PIP) $(TOOLS) $(FRAMES)
-	$(PIP) --no-deps timm lion-pytorch
+	$(PIP) --no-deps timm lion-pytorch schedulefree
 	$(PIP) --no-build-isolation --no-deps -e .
 	touch $@

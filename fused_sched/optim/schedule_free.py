@@ -7,6 +7,8 @@ from typing import Any
 import torch
 
 from fused_sched.rules.arithmetic import bias_correction, exp, log, maximum, minimum, sqrt, where
+from fused_sched.rules.tuning import Tuning
+from fused_sched.runtime.arguments import check_arguments
 from fused_sched.runtime.base import FusedOptimizer
 
 _NUMBERS = {"k": 0, "train_mode": False, "weight_sum": 0.0, "lr_max": -1.0, "scheduled_lr": 0.0}
@@ -114,9 +116,7 @@ class AdamWScheduleFree(_ScheduleFree):
         weight_lr_power: float = 2.0,
         foreach: bool | None = True,
     ) -> None:
-        _check(lr, betas[0], weight_decay, warmup_steps)
-        if not 0.0 <= betas[1] < 1.0 or eps < 0.0:
-            raise ValueError(f"betas[1] is in [0, 1) and eps at least 0, not {betas[1]} and {eps}")
+        _check(lr, betas, eps, weight_decay, warmup_steps)
         options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         weights = {"warmup_steps": warmup_steps, "r": r, "weight_lr_power": weight_lr_power}
         super().__init__(params, options | weights | _NUMBERS | {"foreach": foreach})
@@ -193,6 +193,8 @@ class SGDScheduleFree(_ScheduleFree):
 
     states = {"z": True}
     group_recurrences = ("k", "lr_max", "weight_sum", "scheduled_lr")
+    # Chosen as Adam's are.
+    tunings = {16: Tuning(vectors=2, registers=80), 32: Tuning(vectors=2, registers=72)}
 
     def __init__(
         self,
@@ -205,7 +207,7 @@ class SGDScheduleFree(_ScheduleFree):
         weight_lr_power: float = 2.0,
         foreach: bool | None = True,
     ) -> None:
-        _check(lr, momentum, weight_decay, warmup_steps)
+        _check(lr, (momentum,), 0.0, weight_decay, warmup_steps)
         options = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         weights = {"warmup_steps": warmup_steps, "r": r, "weight_lr_power": weight_lr_power}
         super().__init__(params, options | weights | _NUMBERS | {"foreach": foreach})
@@ -253,11 +255,11 @@ class SGDScheduleFree(_ScheduleFree):
         return p, z - lr * n
 
 
-def _check(lr: float, momentum: float, weight_decay: float, warmup_steps: int) -> None:
-    if not (lr >= 0.0 and weight_decay >= 0.0 and warmup_steps >= 0):
+def _check(lr: Any, betas: Any, eps: float, weight_decay: float, warmup_steps: int) -> None:
+    check_arguments(lr, betas, eps, weight_decay)
+    if not betas[0] > 0.0:
         raise ValueError(
-            "lr, weight_decay and warmup_steps are at least 0, not "
-            f"{lr}, {weight_decay} and {warmup_steps}"
+            f"Invalid momentum or first beta: {betas[0]}; it must be above 0"
         )
-    if not 0.0 < momentum < 1.0:
-        raise ValueError(f"the interpolation's momentum, or betas[0], is in (0, 1), not {momentum}")
+    if not warmup_steps >= 0:
+        raise ValueError(f"Invalid warmup_steps value: {warmup_steps}")

@@ -49,7 +49,7 @@ def try_row(row: Row, folder: Path, wheel: Path, full: bool, result: Result) -> 
     tools = (*TOOLS, *FULL_TOOLS) if full else TOOLS
     python = make_environment(find_python(row.python), home, (*exact, *tools))
     if full:
-        install(python, "--no-deps", "timm", "lion-pytorch")
+        install(python, "--no-deps", "timm", "lion-pytorch", "schedulefree")
     install(python, "--no-deps", "--force-reinstall", wheel)
     env = os.environ | {"XDG_CACHE_HOME": str(home / "cache"), "OMP_NUM_THREADS": "1"}
     env["PYTHONPATH"] = ""  # nothing but what is installed
