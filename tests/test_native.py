@@ -218,7 +218,7 @@ def test_first_use_compiles_once_and_says_so(tmp_path):
     env = {"XDG_CACHE_HOME": str(tmp_path), "FUSED_SCHED_CXXFLAGS": "-O1"}
     first, second = run_python(USE, **env), run_python(USE, **env)
     assert "{'cpu': 'native'}" in first.stdout, first.stderr
-    assert first.stderr == "fused_sched: compiling the CPU engine, once (a few seconds)\n"
+    assert first.stderr == "fused_sched: compiling the CPU engine, once (half a minute)\n"
     assert (second.stdout, second.stderr) == (first.stdout, "")
 
 
@@ -238,6 +238,28 @@ def test_bad_build_falls_back_in_one_line(name, tmp_path):
     assert "{'cpu': 'eager'}" in done.stdout
     assert f"native: {reason}" in done.stdout
     assert len(done.stdout.splitlines()) == 1
+
+
+def test_every_rule_is_compiled_in_one_unit():
+    names = [f"Rule{i}" for i in range(20)]
+    units = native_sources.units(names)
+    assert [name for together in units.values() for name in together] == names
+    assert 1 < len(units) < len(names)
+    rules = native_sources.built_in()
+    names = [rule.name for _, rule in rules]
+    files = native_sources.generated(rules)
+    text = "".join(files[f"{unit}.cpp"] for unit in native_sources.units(names))
+    assert all(text.count(f'#include "{name}.cpp"') == 1 for name in names)
+
+
+def test_rules_compile_without_a_warning(tmp_path):
+    rules = native_sources.built_in()
+    native_sources.write(native_sources.generated(rules), tmp_path)
+    command = [*native_build.rule_command(ROOT / "csrc", "baseline"), f"-I{tmp_path}"]
+    for unit in native_sources.units([rule.name for _, rule in rules]):
+        check = [*command, "-Werror", "-fsyntax-only", str(tmp_path / f"{unit}.cpp")]
+        done = subprocess.run(check, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
 
 
 OLD_TORCH = """

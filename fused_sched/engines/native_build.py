@@ -118,7 +118,7 @@ def library(present: str | None = None) -> Path:
     archs = cuda_archs(present)
     target = cached(csrc, archs)
     if not target.exists():
-        what = "CUDA engine, once (up to a minute)" if archs else "CPU engine, once (a few seconds)"
+        what = "CUDA engine, once (up to a minute)" if archs else "CPU engine, once (half a minute)"
         print(f"fused_sched: compiling the {what}", file=sys.stderr)
         compile_library(csrc, target, archs)
     return target
@@ -165,7 +165,8 @@ def compile_library(
         folder = Path(scratch) if work is None else work.resolve()
         written = folder / "generated"
         digest = native_sources.digest(csrc, files)
-        jobs = _jobs(csrc.resolve(), written, [rule.name for _, rule in rules], archs, digest)
+        units = list(native_sources.units([rule.name for _, rule in rules]))
+        jobs = _jobs(csrc.resolve(), written, units, archs, digest)
         link = [*_nvcc(), *_NVCC_LINK_FLAGS] if archs else [*_compiler(), *_all_flags(), "-shared"]
         native_sources.write(files, written)
         build(folder, jobs, link, LIBRARY)
@@ -187,9 +188,9 @@ def install(library: Path, target: Path) -> None:
 
 
 def _jobs(
-    csrc: Path, written: Path, rules: Sequence[str], archs: Sequence[str], digest: str
+    csrc: Path, written: Path, units: Sequence[str], archs: Sequence[str], digest: str
 ) -> dict[str, Job]:
-    """What makes each object file, the slowest first."""
+    """What makes each object file, the slowest first; ``units``: the files with rules."""
     start = [*_compiler(), *_all_flags(), f"-I{csrc}", f"-I{written}", "-c"]
     jobs = {}
     if archs:
@@ -197,7 +198,7 @@ def _jobs(
         jobs["cuda"] = Job(f"{csrc}/cuda.cu", nvcc)
     for isa in _variants():
         command = [*rule_command(csrc, isa), f"-I{written}", "-c"]
-        jobs |= {f"{rule}_{isa}": Job(f"{written}/{rule}.cpp", command) for rule in rules}
+        jobs |= {f"{unit}_{isa}": Job(f"{written}/{unit}.cpp", command) for unit in units}
     defined = [f"-I{_python_headers()}", f'-DFS_DIGEST="{digest}"']
     if archs:
         defined.append(f'-DFS_CUDA="{" ".join(archs)}"')

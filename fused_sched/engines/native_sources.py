@@ -19,6 +19,11 @@ CUDA_RULES = ("Adam", "SGD")
 """Those with kernels in csrc/cuda.cu: nvcc takes half a minute for each. The Triton engine runs
 every rule on CUDA tensors."""
 
+_TOGETHER = 6
+"""Rules that the compiler takes at once. The headers, and what no rule changes, cost it as much as
+three rules: with one rule a file a build takes over twice as long (g++ 12). More than these would
+leave too few files for many cores, and too much to compile again after a change of one rule."""
+
 _HEAD = "// Written by fused_sched/engines/native_sources.py from {0}; do not edit.\n"
 
 
@@ -36,8 +41,9 @@ def generated(rules: Sequence[tuple[str, RuleSource]]) -> dict[str, str]:
     """Name -> text of every file that is written beside ``csrc/``.
 
     ``<Rule>.h`` has the struct; ``<Rule>.cpp`` its launch on the CPU, for one instruction set;
-    ``rules.h`` all structs; ``rule_list.h`` ``FS_RULES(X)``, which is ``X(Adam) X(SGD) ...``, and
-    ``FS_CUDA_RULES(X)``. And those of :func:`shared`.
+    ``rules_0.cpp`` and so on the launches of some rules (:func:`units`); ``rules.h`` all structs;
+    ``rule_list.h`` ``FS_RULES(X)``, which is ``X(Adam) X(SGD) ...``, and ``FS_CUDA_RULES(X)``. And
+    those of :func:`shared`.
     """
     names = [rule.name for _, rule in rules]
     every = _HEAD.format("fused_sched/optim") + "#pragma once\n\n"
@@ -48,7 +54,16 @@ def generated(rules: Sequence[tuple[str, RuleSource]]) -> dict[str, str]:
     for file, rule in rules:
         files[f"{rule.name}.h"] = header(file, rule)
         files[f"{rule.name}.cpp"] = launch(file, rule, f"void update_{rule.name}")
+    for unit, together in units(names).items():
+        includes = "".join(f'#include "{name}.cpp"\n' for name in together)
+        files[f"{unit}.cpp"] = _HEAD.format("fused_sched/optim") + includes
     return files
+
+
+def units(names: Sequence[str]) -> dict[str, Sequence[str]]:
+    """Which rules are compiled together, by the name of the file that has them."""
+    starts = range(0, len(names), _TOGETHER)
+    return {f"rules_{i}": names[start : start + _TOGETHER] for i, start in enumerate(starts)}
 
 
 def shared() -> dict[str, str]:

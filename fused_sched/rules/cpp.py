@@ -73,7 +73,9 @@ def struct(source: RuleSource) -> str:
 def _inputs(source: RuleSource) -> str:
     """Parameters of the constructor; ``carried`` has a param's recurrences."""
     carried = "const Numbers& carried, " if source.carried else ""
-    return f"const Numbers& h, {carried}int64_t count"
+    function = source.coefficients
+    count = " count" if function.parameters[-1] in function.used else ""
+    return f"const Numbers& h, {carried}int64_t{count}"
 
 
 def _members(source: RuleSource) -> list[str]:
