@@ -258,8 +258,6 @@ class SGDScheduleFree(_ScheduleFree):
 def _check(lr: Any, betas: Any, eps: float, weight_decay: float, warmup_steps: int) -> None:
     check_arguments(lr, betas, eps, weight_decay)
     if not betas[0] > 0.0:
-        raise ValueError(
-            f"Invalid momentum or first beta: {betas[0]}; it must be above 0"
-        )
+        raise ValueError(f"Invalid momentum or first beta: {betas[0]}; it must be above 0")
     if not warmup_steps >= 0:
         raise ValueError(f"Invalid warmup_steps value: {warmup_steps}")
