@@ -161,3 +161,31 @@ def test_those_of_a_class_with_torchs_constructor_are_shown_after_torchs_argumen
     assert shown == [*inspect.signature(torch.optim.SGD).parameters, "half"]
     param = Parameter(torch.zeros(3))
     assert step(Halved([param], lr=1.0, half=True), param) == 0.5
+
+
+class Warming(FusedOptimizer):
+    """Its key ends in a digit, and is no part of a tuple under ``phases``."""
+
+    states = {"seen": True}
+    optional = {"phase2": 3.0}
+
+    def __init__(self, params: Any, lr: float = 1.0, **options: Any):
+        super().__init__(params, {"lr": lr}, **options)
+
+    @staticmethod
+    def coefficients(lr, phase2, step):
+        return (lr * phase2,)
+
+    @staticmethod
+    def rule(p, g, seen, c):
+        (rate,) = c
+        return p - rate * g, seen + g
+
+
+def test_one_may_end_in_a_digit(engine):
+    param = Parameter(torch.zeros(3))
+    opt = Warming([param])
+    assert step(opt, param) == 3.0
+    opt.param_groups[0]["phase2"] = 2.0
+    assert step(opt, param) == 2.0
+    assert list(opt.state[param]) == ["step", "seen"]

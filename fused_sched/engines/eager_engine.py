@@ -103,13 +103,13 @@ def _evaluate(optimizer: Any, chosen: set[int] | None) -> None:
                 )
             entry = optimizer.state[param]
             had_state = any(entry.get(name) is not None for name in names)
+            step = _next_step(optimizer, param, entry, had_state)
+            carried = _recurrences(optimizer, group, entry, step)
+            carried += [float(group[name]) for name in rule.group_recurrences]
             for name in names:
                 if name not in entry:
                     entry[name] = new_state(param, optimizer.initial_state(name, group)).detach()
             states = [entry[name] if name in names else None for name in rule.states]
-            step = _next_step(optimizer, param, entry, had_state)
-            carried = _recurrences(optimizer, group, entry, step)
-            carried += [float(group[name]) for name in rule.group_recurrences]
             carried = evaluate.update(rule, group, param, param.grad, states, step, carried)
             for name, number in zip(rule.recurrences, carried, strict=False):
                 entry[name].fill_(number)

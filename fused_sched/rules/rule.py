@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,7 +102,10 @@ class Rule:
     @functools.cached_property
     def _places(self) -> list[tuple[str, int | None, bool]]:
         """Of each column: the key of a group, the number in its tuple, and whether it is a log."""
-        return [(*_key(name.removeprefix(LOG)), name.startswith(LOG)) for name in self.columns]
+        whole = self.optional
+        return [
+            (*_key(name.removeprefix(LOG), whole), name.startswith(LOG)) for name in self.columns
+        ]
 
     def value(self, group: Mapping[str, Any], key: str) -> Any:
         """What a group holds under a key; the default of an optional one that it does not hold."""
@@ -118,7 +121,7 @@ class Rule:
 
         Past the group's own methods, which would send it to the device.
         """
-        key, index = _key(column)
+        key, index = _key(column, self.optional)
         here: Any = dict.get(group, key)
         here = self.optional.get(key) if here is None else here
         if index is None:
@@ -163,7 +166,7 @@ def rule_of(cls: type[Any]) -> Rule | None:
         coefficients=coefficients,
         apply=apply,
         columns=columns,
-        keys=_keys(columns),
+        keys=_keys(columns, cls.optional),
         states=cls.states,
         optional=_optional(cls, columns),
         recurrences=carried[0],
@@ -194,18 +197,21 @@ def _optional(cls: type[Any], columns: tuple[str, ...]) -> Mapping[str, float]:
     return dict(cls.optional)
 
 
-def _keys(columns: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+def _keys(columns: tuple[str, ...], whole: Container[str]) -> dict[str, tuple[str, ...]]:
     keys: dict[str, tuple[str, ...]] = {}
     for name in columns:
-        key = _key(name.removeprefix(LOG))[0]
+        key = _key(name.removeprefix(LOG), whole)[0]
         keys[key] = (*keys.get(key, ()), name)
     return keys
 
 
-@functools.cache
-def _key(column: str) -> tuple[str, int | None]:
-    """Which key of a param group a column is of: ``beta1`` is the first of ``betas``."""
-    if column[-1] in "123456789":
+def _key(column: str, whole: Container[str]) -> tuple[str, int | None]:
+    """Which key of a param group a column is of: ``beta1`` is the first of ``betas``.
+
+    Args:
+        whole: names that are keys as they stand.
+    """
+    if column[-1] in "123456789" and column not in whole:
         return f"{column[:-1]}s", int(column[-1]) - 1
     return column, None
 
