@@ -6,6 +6,7 @@ is stored is in the param's dtype and the arithmetic in float32, of a float64 pa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -68,6 +69,11 @@ def decayed(p: Tensor, u: Tensor, amount: Any, group: dict[str, Any]) -> Tensor:
     return torch.where(u * p >= 0, shrunk, p) if group.get("cautious_weight_decay") else shrunk
 
 
+def asked(arguments: dict[str, Any]) -> dict[str, bool]:
+    """Options that are part of the groups only where they are wanted."""
+    return {key: True for key in ("maximize", "cautious_weight_decay") if arguments[key]}
+
+
 class Lion(Reference):
     names = ("exp_avg",)
     counts = False
@@ -84,8 +90,7 @@ class Lion(Reference):
     ) -> None:
         self.divisor = float(lr) if decoupled_weight_decay else 1.0
         defaults = {"lr": lr, "betas": betas, "weight_decay": weight_decay}
-        options = {"maximize": maximize, "cautious_weight_decay": cautious_weight_decay}
-        super().__init__(params, defaults | {k: True for k, asked in options.items() if asked})
+        super().__init__(params, defaults | asked(locals()))
 
     def advance(self, group, t, g, p, m):
         lr, (beta1, beta2) = float(group["lr"]), group["betas"]

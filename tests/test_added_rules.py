@@ -1,0 +1,69 @@
+"""The optimizers that torch lacks: what their constructors refuse, and their edges."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import Parameter
+
+import fused_sched
+from fused_sched import optim
+from tests.cases import OF_TORCH, OPTIMIZERS
+
+ADDED = sorted({row.name for row in OPTIMIZERS if row not in OF_TORCH})
+
+
+def param() -> Parameter:
+    made = Parameter(torch.ones(3))
+    made.grad = torch.ones(3)
+    return made
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"lr": -1.0}, "Invalid learning rate: -1.0"),
+        ({"lr": float("nan")}, "Invalid learning rate: nan"),
+        ({"betas": (1.0, 0.9, 0.9)}, "Invalid beta parameter at index 0: 1.0"),
+        ({"betas": (0.9, -0.1, 0.9)}, "Invalid beta parameter at index 1: -0.1"),
+        ({"weight_decay": -1.0}, "Invalid weight_decay value: -1.0"),
+    ],
+)
+@pytest.mark.parametrize("name", ADDED)
+def test_what_torchs_own_refuse_is_refused(name, options, said):
+    with pytest.raises(ValueError, match=said):
+        getattr(optim, name)([param()], **options)
+
+
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("Lion", {"lr": 0.0}, "Invalid learning rate: 0.0"),
+]
+
+
+@pytest.mark.parametrize("name, options, said", REFUSED)
+def test_what_one_of_them_refuses(name, options, said):
+    with pytest.raises(ValueError, match=said):
+        getattr(optim, name)([param()], **options).step()
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_sparse_gradients_are_refused(name):
+    one = param()
+    one.grad = torch.ones(3).to_sparse()
+    with pytest.raises(RuntimeError, match=f"{name} has no form for sparse gradients"):
+        getattr(optim, name)([one]).step()
+
+
+@pytest.mark.parametrize("engine", ["eager", "native", "triton"])
+@pytest.mark.parametrize("name", ADDED)
+def test_elements_without_a_gradient_stay(name, engine):
+    """Zeros: sign(0) is 0, and nothing is divided by 0."""
+    one = Parameter(torch.tensor([1.0, -2.0, 0.0]))
+    with fused_sched.use_engine(engine):
+        opt = getattr(optim, name)([one], weight_decay=0.0)
+        for _ in range(3):
+            one.grad = torch.zeros(3)
+            opt.step()
+    assert one.tolist() == [1.0, -2.0, 0.0]
