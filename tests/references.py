@@ -97,3 +97,37 @@ class Lion(Reference):
         u = (beta1 * m + (1 - beta1) * g).sign()
         p = decayed(p, u, lr * group["weight_decay"] / self.divisor, group) - lr * u
         return p, beta2 * m + (1 - beta2) * g
+
+
+class ADOPT(Reference):
+    names = ("exp_avg", "exp_avg_sq")
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Any = 1e-3,
+        betas: Any = (0.9, 0.9999),
+        eps: float = 1e-6,
+        clip_exp: float | None = 0.333,
+        weight_decay: float = 0.0,
+        decoupled: bool = False,
+        maximize: bool = False,
+        cautious_weight_decay: bool = False,
+    ) -> None:
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "clip_exp": clip_exp}
+        defaults |= {"weight_decay": weight_decay, "decoupled": decoupled, "maximize": maximize}
+        super().__init__(params, defaults | asked(locals()))
+
+    def advance(self, group, t, g, p, m, v):
+        lr, (beta1, beta2), decay = float(group["lr"]), group["betas"], group["weight_decay"]
+        if not group["decoupled"]:
+            g = g + decay * p
+        if t == 1:
+            return p, m, g * g
+        n = g / v.sqrt().clamp(min=group["eps"])
+        if group["clip_exp"] is not None:
+            bound = (t - 1) ** group["clip_exp"]
+            n = n.clamp(-bound, bound)
+        m = beta1 * m + (1 - beta1) * n
+        p = decayed(p, m, lr * decay if group["decoupled"] else 0.0, group) - lr * m
+        return p, m, beta2 * v + (1 - beta2) * g * g

@@ -39,6 +39,9 @@ def test_what_torchs_own_refuse_is_refused(name, options, said):
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("Lion", {"lr": 0.0}, "Invalid learning rate: 0.0"),
+    ("ADOPT", {"eps": -1.0}, "Invalid epsilon value: -1.0"),
+    ("ADOPT", {"clip_exp": -0.5}, "Invalid clip_exp value: -0.5"),
+    ("ADOPT", {"cautious_weight_decay": True}, "pass decoupled=True"),
 ]
 
 
@@ -46,6 +49,14 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 def test_what_one_of_them_refuses(name, options, said):
     with pytest.raises(ValueError, match=said):
         getattr(optim, name)([param()], **options).step()
+
+
+def test_caution_of_coupled_decay_is_refused_of_a_later_group_which_is_not_added():
+    opt = optim.ADOPT([param()])
+    with pytest.raises(ValueError, match="pass decoupled=True"):
+        opt.add_param_group({"params": [param()], "cautious_weight_decay": True})
+    assert len(opt.param_groups) == 1
+    opt.add_param_group({"params": [param()], "cautious_weight_decay": True, "decoupled": True})
 
 
 @pytest.mark.parametrize("name", ADDED)

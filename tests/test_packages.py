@@ -77,6 +77,14 @@ PACKAGES = [
         {"lr": 0.01, "maximize": True},
         foreach=False,
     ),
+    *_rows(
+        "ADOPT",
+        "timm.optim.adopt:Adopt",
+        {},
+        {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-3, "clip_exp": None, "weight_decay": 0.1},
+        {"lr": 0.01, "clip_exp": 0.1, "weight_decay": 0.1, "decoupled": True, "maximize": True},
+        foreach=False,
+    ),
 ]
 
 

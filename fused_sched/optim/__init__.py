@@ -6,6 +6,7 @@ from .adadelta import Adadelta
 from .adagrad import Adagrad
 from .adam import Adam, AdamW
 from .adamax import Adamax
+from .adopt import ADOPT
 from .asgd import ASGD
 from .lion import Lion
 from .nadam import NAdam
@@ -16,6 +17,7 @@ from .schedule_free import AdamWScheduleFree, SGDScheduleFree
 from .sgd import SGD
 
 __all__ = [
+    "ADOPT",
     "ASGD",
     "SGD",
     "Adadelta",

@@ -1,8 +1,8 @@
-"""What the constructors of the optimizers that torch lacks check, in torch's words."""
+"""What the optimizers check of their arguments, besides torch's own classes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -24,3 +24,18 @@ def check_arguments(
             raise ValueError(f"Invalid beta parameter at index {index}: {beta}")
     if not weight_decay >= 0.0:
         raise ValueError(f"Invalid weight_decay value: {weight_decay}")
+
+
+def check_caution(group: Mapping[str, Any], decoupled: str) -> None:
+    """Refuse caution where the weight decay is part of the gradient.
+
+    Args:
+        decoupled: the key of the group that says whether it is not.
+
+    Raises:
+        ValueError: the group asks for caution, and its weight decay is coupled.
+    """
+    if group.get("cautious_weight_decay") and not group[decoupled]:
+        raise ValueError(
+            f"cautious_weight_decay leaves out decoupled weight decay; pass {decoupled}=True"
+        )

@@ -111,6 +111,9 @@ class FusedOptimizer(stock.Optimizer):
         Assigning to a key of a param group other than lr makes the next step such a one.
         """
 
+    def check_group(self, group: Mapping[str, Any]) -> None:
+        """Raise ValueError for options of a new param group that do not go together."""
+
     # -- construction, copies, checkpoints -------------------------------------------------------
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -131,6 +134,8 @@ class FusedOptimizer(stock.Optimizer):
         options = {key: value for key, value in kwargs.items() if key in self._rule.optional}
         super().__init__(*args, **{k: v for k, v in kwargs.items() if k not in options})
         self._ask({key: options[key] for key in asked})
+        for group in self.param_groups:
+            self.check_group(group)
         self._rule.check_keys(self.param_groups)
         self._ledger.placement.adopt()
 
@@ -173,6 +178,7 @@ class FusedOptimizer(stock.Optimizer):
         """As torch's; raises while a captured graph uses the tables."""
         ledger = self._ledger
         ledger.mirror.refuse_if_captured("add_param_group()")
+        self.check_group({**self.defaults, **param_group})
         ledger.mirror.refresh()  # the schedules have moved only the groups that were there
         super().add_param_group(param_group)
         if ledger.mirror.host.device_states:
