@@ -131,3 +131,38 @@ class ADOPT(Reference):
         m = beta1 * m + (1 - beta1) * n
         p = decayed(p, m, lr * decay if group["decoupled"] else 0.0, group) - lr * m
         return p, m, beta2 * v + (1 - beta2) * g * g
+
+
+class AdEMAMix(Reference):
+    names = ("exp_avg_fast", "exp_avg_slow", "exp_avg_sq")
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Any = 1e-3,
+        betas: Any = (0.9, 0.999, 0.9999),
+        alpha: float = 5.0,
+        t_alpha: int | None = None,
+        t_beta3: int | None = None,
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        maximize: bool = False,
+        cautious_weight_decay: bool = False,
+    ) -> None:
+        defaults = {"lr": lr, "betas": betas, "alpha": alpha, "eps": eps}
+        defaults |= {"t_alpha": t_alpha, "t_beta3": t_beta3, "weight_decay": weight_decay}
+        super().__init__(params, defaults | asked(locals()))
+
+    def advance(self, group, t, g, p, fast, slow, v):
+        lr, (beta1, beta2, beta3), alpha = float(group["lr"]), group["betas"], group["alpha"]
+        if group["t_alpha"] is not None:
+            alpha = min(t * alpha / group["t_alpha"], alpha)
+        if group["t_beta3"] is not None and t < group["t_beta3"]:
+            first, last, x = math.log(beta1), math.log(beta3), t / group["t_beta3"]
+            beta3 = math.exp(first * last / ((1 - x) * last + x * first))
+        fast = beta1 * fast + (1 - beta1) * g
+        slow = beta3 * slow + (1 - beta3) * g
+        v = beta2 * v + (1 - beta2) * g * g
+        denominator = (v / (1 - beta2**t)).sqrt() + group["eps"]
+        u = (fast / (1 - beta1**t) + alpha * slow) / denominator
+        return decayed(p, u, lr * group["weight_decay"], group) - lr * u, fast, slow, v

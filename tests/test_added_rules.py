@@ -42,6 +42,10 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("ADOPT", {"eps": -1.0}, "Invalid epsilon value: -1.0"),
     ("ADOPT", {"clip_exp": -0.5}, "Invalid clip_exp value: -0.5"),
     ("ADOPT", {"cautious_weight_decay": True}, "pass decoupled=True"),
+    ("AdEMAMix", {"alpha": -1.0}, "Invalid alpha value: -1.0"),
+    ("AdEMAMix", {"t_alpha": -1}, "Invalid t_alpha value: -1"),
+    ("AdEMAMix", {"t_beta3": -1}, "Invalid t_beta3 value: -1"),
+    ("AdEMAMix", {"betas": (0.9, 0.99)}, r"param_group\['betas'\] has 2 values, not 3"),
 ]
 
 
@@ -78,3 +82,14 @@ def test_elements_without_a_gradient_stay(name, engine):
             one.grad = torch.zeros(3)
             opt.step()
     assert one.tolist() == [1.0, -2.0, 0.0]
+
+
+def test_a_slow_average_without_a_fast_one_warms_up():
+    """beta1 = 0 has the half-life 0, where the other package's logarithm raises."""
+    one = param()
+    opt = optim.AdEMAMix([one], betas=(0.0, 0.99, 0.5), t_beta3=2)
+    opt.step()
+    # A quarter, as 1 / ln(b3) is halved at the first step; 0.5 from the second on.
+    torch.testing.assert_close(opt.state[one]["exp_avg_slow"], torch.full((3,), 0.75))
+    opt.step()
+    torch.testing.assert_close(opt.state[one]["exp_avg_slow"], torch.full((3,), 0.875))

@@ -6,6 +6,7 @@ from .adadelta import Adadelta
 from .adagrad import Adagrad
 from .adam import Adam, AdamW
 from .adamax import Adamax
+from .ademamix import AdEMAMix
 from .adopt import ADOPT
 from .asgd import ASGD
 from .lion import Lion
@@ -20,6 +21,7 @@ __all__ = [
     "ADOPT",
     "ASGD",
     "SGD",
+    "AdEMAMix",
     "Adadelta",
     "Adagrad",
     "Adam",
