@@ -166,3 +166,39 @@ class AdEMAMix(Reference):
         denominator = (v / (1 - beta2**t)).sqrt() + group["eps"]
         u = (fast / (1 - beta1**t) + alpha * slow) / denominator
         return decayed(p, u, lr * group["weight_decay"], group) - lr * u, fast, slow, v
+
+
+class Adan(Reference):
+    names = ("exp_avg", "exp_avg_diff", "exp_avg_sq", "neg_pre_grad")
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Any = 1e-3,
+        betas: Any = (0.98, 0.92, 0.99),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        no_prox: bool = False,
+        maximize: bool = False,
+        cautious_weight_decay: bool = False,
+    ) -> None:
+        defaults = {"lr": lr, "betas": betas, "eps": eps}
+        defaults |= {"weight_decay": weight_decay, "no_prox": no_prox}
+        super().__init__(params, defaults | asked(locals()))
+
+    def advance(self, group, t, g, p, m, d, n, before):
+        lr, (beta1, beta2, beta3) = float(group["lr"]), group["betas"]
+        change = torch.zeros_like(g) if t == 1 else g + before
+        m = beta1 * m + (1 - beta1) * g
+        d = beta2 * d + (1 - beta2) * change
+        n = beta3 * n + (1 - beta3) * (g + beta2 * change) ** 2
+        direction = m / (1 - beta1**t) + beta2 * d / (1 - beta2**t)
+        u = lr * direction / ((n / (1 - beta3**t)).sqrt() + group["eps"])
+        amount = lr * group["weight_decay"]
+        if group["no_prox"]:
+            p = decayed(p, u, amount, group) - u
+        else:
+            moved = p - u
+            kept = (u * p < 0) if group.get("cautious_weight_decay") else torch.zeros_like(p).bool()
+            p = torch.where(kept, moved, moved / (1 + amount))
+        return p, m, d, n, -g

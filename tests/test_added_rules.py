@@ -46,6 +46,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("AdEMAMix", {"t_alpha": -1}, "Invalid t_alpha value: -1"),
     ("AdEMAMix", {"t_beta3": -1}, "Invalid t_beta3 value: -1"),
     ("AdEMAMix", {"betas": (0.9, 0.99)}, r"param_group\['betas'\] has 2 values, not 3"),
+    ("Adan", {"eps": -1.0}, "Invalid epsilon value: -1.0"),
 ]
 
 

@@ -85,6 +85,14 @@ PACKAGES = [
         {"lr": 0.01, "clip_exp": 0.1, "weight_decay": 0.1, "decoupled": True, "maximize": True},
         foreach=False,
     ),
+    *_rows(
+        "Adan",
+        "timm.optim.adan:Adan",
+        {},
+        {"lr": 0.01, "betas": (0.8, 0.7, 0.95), "eps": 1e-3, "weight_decay": 0.1},
+        {"lr": 0.01, "weight_decay": 0.1, "no_prox": True},
+        foreach=False,
+    ),
 ]
 
 

@@ -6,6 +6,7 @@ from .adadelta import Adadelta
 from .adagrad import Adagrad
 from .adam import Adam, AdamW
 from .adamax import Adamax
+from .adan import Adan
 from .ademamix import AdEMAMix
 from .adopt import ADOPT
 from .asgd import ASGD
@@ -28,6 +29,7 @@ __all__ = [
     "AdamW",
     "AdamWScheduleFree",
     "Adamax",
+    "Adan",
     "FusedOptimizer",
     "Lion",
     "NAdam",
