@@ -6,9 +6,8 @@ from typing import Any
 
 from fused_sched.rules.arithmetic import bias_correction, sqrt, where
 from fused_sched.rules.tuning import Tuning
+from fused_sched.runtime.arguments import check_arguments
 from fused_sched.runtime.base import FusedOptimizer
-
-from .arguments import check_arguments
 
 
 class Adan(FusedOptimizer):

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from fused_sched.rules.arithmetic import bias_correction, exp, maximum, minimum, sqrt, where
+from fused_sched.runtime.arguments import check_arguments
 from fused_sched.runtime.base import FusedOptimizer
-
-from .arguments import check_arguments
 
 
 class AdEMAMix(FusedOptimizer):

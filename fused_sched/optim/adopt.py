@@ -7,9 +7,8 @@ from typing import Any
 
 from fused_sched.rules.arithmetic import exp, log, maximum, minimum, sqrt, where
 from fused_sched.rules.tuning import Tuning
+from fused_sched.runtime.arguments import check_arguments, check_caution
 from fused_sched.runtime.base import FusedOptimizer
-
-from .arguments import check_arguments, check_caution
 
 
 class ADOPT(FusedOptimizer):
