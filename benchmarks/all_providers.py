@@ -11,14 +11,15 @@ from benchmarks.peers import PEERS
 from benchmarks.providers import Provider, make_ours, make_torch
 from benchmarks.workload import Task
 
-DEFAULT, FUSED, COMPILED = "torch default", "torch fused", "torch compiled"
+DEFAULT, FOREACH, FUSED = "torch default", "torch foreach", "torch fused"
+COMPILED, IN_A_GRAPH = "torch compiled", "torch capturable"
 
 MAX_COMPILED_TENSORS = 200
 """Of one compiled step: for 161 tensors Inductor takes 42 s on two CPU cores, for 1,000 minutes."""
 
 TORCH = (
     Provider(DEFAULT, make_torch),
-    Provider("torch foreach", partial(make_torch, foreach=True)),
+    Provider(FOREACH, partial(make_torch, foreach=True)),
     Provider(FUSED, partial(make_torch, fused=True)),
 )
 
@@ -36,9 +37,14 @@ CAPTURABLE = tuple(
 """With *float lr*, the schedule is computed with Python floats, of which each fills a tensor."""
 
 
+def baseline(task: Task) -> str:
+    """What ratios refer to: torch fused, or torch foreach of an optimizer that has no such step."""
+    return FUSED if task.torch_takes("fused") else FOREACH
+
+
 def compiled(device: torch.device, task: Task) -> Provider:
     """`torch.compile`d step with a tensor lr, without which each lr would compile anew."""
-    capturable = device.type == "cuda" and task.optimizer != "SGD"
+    capturable = device.type == "cuda" and task.torch_takes("capturable")
     options: dict[str, Any] = {"capturable": True} if capturable else {}
     make = partial(make_torch, compiled=True, tensor_lr=True, **options)
     return Provider(COMPILED, make, max_tensors=MAX_COMPILED_TENSORS)
@@ -70,10 +76,13 @@ def left_out(device: torch.device, task: Task, quick: bool = False) -> dict[str,
     """Who is not measured on this device, and why."""
     reasons = {name: why for name, why in engines(device).items() if why is not None}
     reasons |= {peer.name: why for peer in PEERS if (why := peer.why_not(device, task))}
-    if task.optimizer == "SGD":
-        reasons["torch capturable"] = "SGD has no such form: its lr would be frozen in a graph"
+    if not task.torch_takes("fused"):
+        reasons[FUSED] = f"torch has no such step of {task.optimizer}"
+    if not task.torch_takes("capturable"):
+        why = f"{task.optimizer} has no such form: its lr would be frozen in a graph"
+        reasons[IN_A_GRAPH] = why
     elif device.type != "cuda":
-        reasons["torch capturable"] = "torch refuses capturable=True for CPU params"
+        reasons[IN_A_GRAPH] = "torch refuses capturable=True for CPU params"
     if quick:
         reasons[COMPILED] = (
             "only in whole runs, or if named: it compiles longer than all else takes"
@@ -84,7 +93,8 @@ def left_out(device: torch.device, task: Task, quick: bool = False) -> dict[str,
 def all_providers(device: torch.device, task: Task) -> dict[str, Provider]:
     """Every provider that runs on this device, by name: torch's, ours, then peers."""
     skipped = left_out(device, task)
-    found = [*TORCH, *(CAPTURABLE if "torch capturable" not in skipped else ())]
+    theirs = [*TORCH, *(CAPTURABLE if IN_A_GRAPH not in skipped else ())]
+    found = [one for one in theirs if FUSED not in skipped or not one.name.startswith(FUSED)]
     found.append(compiled(device, task))
     for engine in engines(device):
         if engine not in skipped:
@@ -105,5 +115,5 @@ def chosen_providers(
     if unknown:
         raise SystemExit(f"no such provider: {sorted(unknown)}; there are {list(providers)}")
     default = [name for name in providers if name not in left_out(device, task, quick)]
-    wanted = {DEFAULT, FUSED, *(default if names is None else names)}
+    wanted = {DEFAULT, baseline(task), *(default if names is None else names)}
     return [provider for name, provider in providers.items() if name in wanted]

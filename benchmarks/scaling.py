@@ -11,13 +11,13 @@ import sys
 
 import torch
 
-from benchmarks.all_providers import DEFAULT, FUSED, all_providers, chosen_providers
+from benchmarks.all_providers import DEFAULT, all_providers, baseline, chosen_providers
 from benchmarks.command import new_parser, stem_of
 from benchmarks.measure import Effort
 from benchmarks.models import Model, one_group
 from benchmarks.report import write
 from benchmarks.step import measure_all
-from benchmarks.workload import Task
+from benchmarks.workload import RULES, Task
 
 TENSORS = 10
 SIZES = (*(digit * 10**power for power in range(3, 9) for digit in (1, 2, 5)), 10**9)
@@ -35,13 +35,13 @@ def default_providers(device: torch.device, task: Task) -> list[str]:
     """Torch's two and our fused ones: memory holds fewer states the larger they are."""
     names = list(all_providers(device, task))
     ours = [name for name in names if " fused" in name and not name.startswith(("torch", "eager"))]
-    return [DEFAULT, FUSED, *ours]
+    return [DEFAULT, baseline(task), *ours]
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = new_parser("Measure a step by the number of elements.")
-    parser.add_argument("--optimizer", choices=("AdamW", "Adam", "SGD"), default="AdamW")
+    parser.add_argument("--optimizer", choices=RULES, default="AdamW")
     parser.add_argument("--providers", nargs="+", metavar="NAME", help="default: fused ones")
     parser.add_argument("--sizes", nargs="+", type=int, metavar="N", help="numbers of elements")
     return parser.parse_args(arguments)

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.all_providers import DEFAULT, FUSED, chosen_providers, left_out
+from benchmarks.all_providers import DEFAULT, baseline, chosen_providers, left_out
 from benchmarks.command import new_parser, stem_of
 from benchmarks.limit import limit_runner
 from benchmarks.measure import (
@@ -37,7 +37,7 @@ from benchmarks.record import free_memory, record_here
 from benchmarks.report import write
 from benchmarks.result import Result
 from benchmarks.tables.step import Row
-from benchmarks.workload import DTYPES, Task, Workload
+from benchmarks.workload import DTYPES, RULES, Task, Workload
 
 FULL = Effort(rounds=25, batch_seconds=0.02)
 QUICK = Effort(rounds=5, batch_seconds=0.01)
@@ -78,7 +78,7 @@ def make_row(
         provider=name,
         **time.fields("us", 2),
         **ratio_fields("to_default", samples[name], samples.get(DEFAULT)),
-        **ratio_fields("to_fused", samples[name], samples[FUSED]),
+        **ratio_fields("to_fused", samples[name], samples[baseline(workload.task)]),
         bytes=moved,
         gb_per_s=round(moved / time.median / 1e3, 3),
         to_limit=None if to_limit is None else round(to_limit, 4),
@@ -113,14 +113,14 @@ def how_many_fit(model: Model, task: Task, device: torch.device) -> int | None:
     return int((0.9 * free - copied - arrays * unit) / (task.state_tensors * unit))
 
 
-def batches(providers: Sequence[Provider], at_once: int | None) -> list[list[Provider]]:
-    """Providers that are measured together; each batch has torch fused, which all compare to."""
+def batches(providers: Sequence[Provider], at_once: int | None, base: str) -> list[list[Provider]]:
+    """Providers that are measured together; each batch has `base`, which all compare to."""
     if at_once is None or len(providers) <= at_once:
         return [list(providers)]
-    others = [provider for provider in providers if provider.name != FUSED]
-    fused = [provider for provider in providers if provider.name == FUSED]
+    others = [provider for provider in providers if provider.name != base]
+    first = [provider for provider in providers if provider.name == base]
     size = at_once - 1
-    return [[*fused, *others[i : i + size]] for i in range(0, len(others), size)]
+    return [[*first, *others[i : i + size]] for i in range(0, len(others), size)]
 
 
 def measure_batches(
@@ -131,7 +131,7 @@ def measure_batches(
     if at_once is not None and at_once < 2:
         return []
     rows: dict[str, Row] = {}
-    for batch in batches(providers, at_once):
+    for batch in batches(providers, at_once, baseline(task)):
         for row in measure_model(model, task, batch, device, effort):
             rows.setdefault(row.provider, row)
         release(device)
@@ -176,7 +176,7 @@ def measure_all(
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = new_parser("Measure opt.step(); sched.step().")
-    parser.add_argument("--optimizer", choices=("AdamW", "Adam", "SGD"), default="AdamW")
+    parser.add_argument("--optimizer", choices=RULES, default="AdamW")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--models", nargs="+", choices=MODELS, help="default: all, or quick ones")
     parser.add_argument("--providers", nargs="+", metavar="NAME", help="default: all")

@@ -3,6 +3,7 @@
 Their values do not matter to the time; every optimizer has its own state.
 """
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from benchmarks.models import Model
 from benchmarks.shapes import Shape
+from fused_sched.swap import OPTIMIZERS
 
 LR = 1e-4
 T_MAX = 10**7  # beyond every measurement: the schedule neither ends nor turns
@@ -24,6 +26,9 @@ DTYPES = {
     "mixed": (torch.float32, torch.bfloat16),
 }
 """By name, the dtypes that a model's tensors take in turn: `mixed` is every other one bfloat16."""
+
+RULES = {theirs.__name__: ours for theirs, ours in OPTIMIZERS.items()}
+"""Every optimizer that torch has and we have, ours by its name."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +45,17 @@ class Task:
     @property
     def options(self) -> dict[str, Any]:
         """Beside lr and weight decay."""
-        return {"momentum": 0.9} if self.optimizer == "SGD" else {}
+        return {"momentum": 0.9} if self.torch_takes("momentum") else {}
 
     @property
     def state_tensors(self) -> int:
         """Tensors of state for each param."""
-        return 1 if self.optimizer == "SGD" else 2
+        states = RULES[self.optimizer].states
+        return sum(when is True or when in self.options for when in states.values())
+
+    def torch_takes(self, option: str) -> bool:
+        """Whether torch's constructor knows an option, such as `fused`."""
+        return option in inspect.signature(getattr(torch.optim, self.optimizer)).parameters
 
     def dtypes(self, tensors: int) -> list[torch.dtype]:
         """The dtype of each of so many tensors."""

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -14,7 +15,7 @@ import torch
 
 import fused_sched
 from benchmarks import cases, graph, host, rows, scaling, schedule, step, uses
-from benchmarks.all_providers import CAPTURABLE, all_providers, left_out
+from benchmarks.all_providers import CAPTURABLE, all_providers, baseline, left_out
 from benchmarks.measure import COPY_BYTES, Effort, Runner, Spread, copy_rate
 from benchmarks.models import MODELS, QUICK_MODELS, Group, Model
 from benchmarks.networks import NETWORKS
@@ -45,7 +46,7 @@ from benchmarks.tables.host import fit
 from benchmarks.tables.markdown import format_difference, format_time
 from benchmarks.tables.scaling import Curve
 from benchmarks.tables.step import Row
-from benchmarks.workload import Task, Workload
+from benchmarks.workload import RULES, Task, Workload
 
 CPU = torch.device("cpu")
 ONCE = Effort(rounds=2, batch_seconds=0.0, max_steps=1)
@@ -133,6 +134,8 @@ def test_sizes_cover_every_model() -> None:
         (Task("SGD"), 20 * 10),
         (Task("Adam", "bfloat16"), 14 * 10),
         (Task("AdamW", "mixed"), 28 * 3 + 14 * 7),
+        (Task("RMSprop"), 28 * 10),
+        (Task("Adagrad"), 20 * 10),
     ],
 )
 def test_bytes_of_a_step_are_counted(task: Task, moved: int) -> None:
@@ -146,13 +149,51 @@ def test_bytes_of_a_step_are_counted(task: Task, moved: int) -> None:
     assert fused_sched.explain(opt).bytes_per_step == moved
 
 
-def test_every_provider_of_torch_or_peer_is_measured_or_left_out_with_a_reason() -> None:
-    for task in (Task("SGD"), Task("AdamW")):
-        measured, absent = set(all_providers(CPU, task)), left_out(CPU, task, quick=True)
-        assert {"torch default", "torch foreach", "torch fused", "torch compiled"} <= measured
-        assert {"triton", "torch capturable", "torch compiled"} <= set(absent)
-        assert {peer.name for peer in PEERS} <= measured | set(absent)
-        assert all(absent.values())
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_moves_the_bytes_that_are_counted(name: str) -> None:
+    task, model = Task(name), Model("two", (Group(((3,), (7,))),))
+    opt = task.make(fused_sched.optim, Workload.make(model, CPU, task).param_groups())
+    opt.step()
+    assert fused_sched.explain(opt).bytes_per_step == task.bytes_moved(model)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_provider_of_torch_or_peer_is_measured_or_left_out_with_a_reason(name: str) -> None:
+    task = Task(name)
+    measured, absent = set(all_providers(CPU, task)), left_out(CPU, task, quick=True)
+    assert {"torch default", "torch foreach", "torch compiled"} <= measured
+    assert ("torch fused" in measured) != ("torch fused" in absent)
+    assert {"triton", "torch capturable", "torch compiled"} <= set(absent)
+    assert {peer.name for peer in PEERS} <= measured | set(absent)
+    assert all(absent.values())
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_provider_steps_every_rule(name: str) -> None:
+    workload = Workload.make(MODELS["10x64"], CPU, Task(name))
+    for provider in all_providers(CPU, workload.task).values():
+        if provider.name == "torch compiled":  # minutes, for all rules
+            continue
+        before = workload.params[0][0].clone()
+        runner = provider.build(workload)
+        with runner.context():
+            runner.step()
+        assert not torch.equal(workload.params[0][0], before), provider.name
+
+
+def test_what_torch_has_no_fused_step_of_is_compared_with_foreach(tmp_path: Path) -> None:
+    options = ["--quick", "--device", "cpu", "--out", str(tmp_path), "--optimizer", "RMSprop"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step, "QUICK", ONCE)
+        assert step.main([*options, "--providers", "eager fused", "--models", "10x64"]) == 0
+    (path,) = tmp_path.glob("step-*.json")
+    result = load(path)
+    names = [row.provider for row in result.rows]
+    assert names == ["torch default", "torch foreach", "eager fused"]
+    assert baseline(Task("RMSprop")) == "torch foreach" and result.rows[1].to_fused == 1
+    assert "to torch foreach" in path.with_suffix(".md").read_text()
+    text = question_of(path).summary(result)
+    assert "Ratios are to torch foreach" in text and "torch fused" not in text
 
 
 def test_installed_peer_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,11 +215,12 @@ def test_another_engine_than_the_one_asked_for_is_refused() -> None:
         make_ours(workload, "native", fuse=True)
 
 
-def test_batches_share_torch_fused() -> None:
+def test_batches_share_the_baseline() -> None:
     providers = [Provider(name, make_ours) for name in ("a", "torch fused", "b", "c")]
-    names = [[one.name for one in batch] for batch in step.batches(providers, 3)]
+    batches = partial(step.batches, providers, base="torch fused")
+    names = [[one.name for one in batch] for batch in batches(at_once=3)]
     assert names == [["torch fused", "a", "b"], ["torch fused", "c"]]
-    assert step.batches(providers, 4) == step.batches(providers, None) == [providers]
+    assert batches(at_once=4) == batches(at_once=None) == [providers]
 
 
 def test_model_beyond_memory_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

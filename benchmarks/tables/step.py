@@ -27,8 +27,9 @@ class Row:
 
     Times are microseconds per step; `_low` and `_high` are the 20th and 80th percentile over the
     rounds. `to_default` and `to_fused` are this provider's time over torch default's and torch
-    fused's in the same round (None where memory holds no torch default beside it), `to_limit` over
-    that of a loop over the same bytes (on a CPU). `bytes` are those that a step has to move.
+    fused's in the same round (None where memory holds no torch default beside it; torch foreach's
+    where torch has no fused step: see `baseline`), `to_limit` over that of a loop over the same
+    bytes (on a CPU). `bytes` are those that a step has to move.
     """
 
     model: str
@@ -63,6 +64,11 @@ within a round. *explicit*: `sched.step()` is a step of its own. *fused*: the sa
 """
 
 
+def baseline(result: Result) -> str:
+    """What `to_fused` refers to: torch foreach where torch has no fused step of the optimizer."""
+    return "torch foreach" if "torch fused" in result.left_out else "torch fused"
+
+
 def task(result: Result) -> str:
     """What was trained, for example `AdamW and CosineAnnealingLR, float32`."""
     return f"{result.record['optimizer']} and CosineAnnealingLR, {result.record['dtype']}"
@@ -86,7 +92,7 @@ def rows(result: Result) -> str:
     """The table of all rows."""
     header = (
         *("model", "provider", "time", "20 % ... 80 %"),
-        *("to torch default", "to torch fused", "20 % ... 80 %", "to limit"),
+        *("to torch default", f"to {baseline(result)}", "20 % ... 80 %", "to limit"),
         *("GB/s", "copy GB/s", "launches"),
     )
     return markdown_table(header, map(cells, result.rows), texts=2)
@@ -110,7 +116,7 @@ def cells(row: Row) -> tuple[str, ...]:
 
 
 def summary(result: Result) -> str:
-    """Providers down, models across; in each cell the time and its ratio to torch fused."""
+    """Providers down, models across; in each cell the time and its ratio to the baseline."""
     found = {(row.model, row.provider): row for row in result.rows}
     lines = [
         [provider, *(cell(found.get((model, provider))) for model in result.models)]
@@ -118,7 +124,9 @@ def summary(result: Result) -> str:
     ]
     copies = [compact_copy(result, model) for model in result.models]
     table = markdown_table(["", *result.models], [*lines, ["*copy rate*", *copies]])
-    return f"**{task(result)}.** {caption(result)}\n\n{table}\n{losses(result)}\n"
+    base = baseline(result)
+    other = f" Ratios are to {base}: torch has no fused step." if base != "torch fused" else ""
+    return f"**{task(result)}.**{other} {caption(result)}\n\n{table}\n{losses(result)}\n"
 
 
 def cell(row: Row | None) -> str:
@@ -139,7 +147,7 @@ def compact_copy(result: Result, model: str) -> str:
 
 
 def losses(result: Result) -> str:
-    """Where an engine of ours takes longer than torch fused, as the table rounds it."""
+    """Where an engine of ours takes longer than the baseline, as the table rounds it."""
     slower: dict[str, list[str]] = {}
     for row in result.rows:
         if row.provider.startswith(ENGINES) and round(row.to_fused, 2) > 1:
@@ -148,14 +156,14 @@ def losses(result: Result) -> str:
         f"{provider} on {'every model' if len(models) == len(result.models) else ', '.join(models)}"
         for provider, models in slower.items()
     ]
-    return f"Slower than torch fused: {'; '.join(named) or 'none of ours'}."
+    return f"Slower than {baseline(result)}: {'; '.join(named) or 'none of ours'}."
 
 
 def draw(result: Result, figure: Figure) -> None:
-    """Time over torch fused's."""
+    """Time over the baseline's."""
     draw_bars(
         figure,
         result,
         "to_fused",
-        "time of opt.step(); sched.step() over torch fused's (left is faster)",
+        f"time of opt.step(); sched.step() over {baseline(result)}'s (left is faster)",
     )
