@@ -61,7 +61,8 @@ bench: .venv/.ready
 	$(PY) -m benchmarks.report
 
 bench-full: .venv/.ready
-	for optimizer in AdamW Adam SGD; do for dtype in float32 bfloat16 mixed; do \
+	rules=$$($(PY) -c 'from benchmarks.workload import RULES; print(*RULES)') && \
+	for optimizer in $$rules; do for dtype in float32 bfloat16 mixed; do \
 		$(PY) -m benchmarks.step --optimizer $$optimizer --dtype $$dtype || exit 1; \
 	done; done
 	$(PY) -m benchmarks.graph
