@@ -315,7 +315,11 @@ def compare(rule: str, task: Task) -> Comparison:
 
 # ---------------------------------------------------------------------------- report
 
-COLORS = [color for name in ("tab10", "Dark2", "tab20b") for color in colormaps[name].colors]
+COLORS = [
+    tuple(shade * part for part in color)
+    for shade in (1.0, 0.5)  # the ten colors, then the ten as dark ones
+    for color in colormaps["tab10"].colors
+]
 
 HEADER = (
     *("task", "rule", "original", "loss", "ours", "lr diff", "loss diff", "param diff"),
