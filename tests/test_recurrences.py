@@ -331,3 +331,15 @@ def test_a_group_must_have_them():
 
     with pytest.raises(KeyError, match="lacks 'total'"):
         Lacking([Parameter(torch.zeros(1))])
+
+
+def test_a_group_is_not_divided_between_engines(engine):
+    if engine == "eager":
+        return  # it takes all params
+    odd = Parameter(torch.zeros(3, dtype=torch.float64).to_sparse().to_dense())
+    odd.grad = torch.ones(3, dtype=torch.float64)
+    meta = Parameter(torch.zeros(3, device="meta"))
+    meta.grad = torch.ones(3, device="meta")
+    opt = Averaged([odd, meta])
+    with pytest.raises(RuntimeError, match="carries count, total from step to step"):
+        opt.step()

@@ -10,18 +10,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import _get_scalar_dtype
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from fused_sched import stock
-from fused_sched.rules import evaluate
 from fused_sched.rules.rule import Rule
-from fused_sched.tables.local import is_dense, local, new_state
+from fused_sched.tables.local import is_dense, local
+
+from . import evaluated_step
 
 NAME = "eager"
 
 _BASES = (stock.Optimizer,)
-_COUNTS = "_evaluated_steps"
 
 
 def unavailable(device: torch.device) -> str | None:
@@ -81,93 +79,11 @@ def update(optimizer: stock.Optimizer, params: Iterable[Tensor] | None) -> bool:
     chosen = None if params is None else {id(param) for param in params}
     if not has_stock(type(optimizer)) or _asks_more(optimizer):
         _unscale(optimizer, scale, chosen)
-        _evaluate(optimizer, chosen)
+        evaluated_step.step(optimizer, chosen)
         return True
     with _Groups(optimizer, chosen, unscaled=_unscale(optimizer, scale, chosen)):
         stock_step(optimizer)(optimizer)
     return True
-
-
-def _evaluate(optimizer: Any, chosen: set[int] | None) -> None:
-    rule: Rule = optimizer._rule
-    for group in optimizer.param_groups:
-        names = rule.state_names(group)
-        carried_on = _group_numbers(rule, group, chosen)
-        for param in dict.__getitem__(group, "params"):
-            if param.grad is None or not (chosen is None or id(param) in chosen):
-                continue
-            if param.grad.layout != torch.strided:
-                raise RuntimeError(
-                    f"{type(optimizer).__name__} has no form for sparse gradients; make them dense "
-                    "with param.grad = param.grad.to_dense()"
-                )
-            entry = optimizer.state[param]
-            had_state = any(entry.get(name) is not None for name in names)
-            step = _next_step(optimizer, param, entry, had_state)
-            carried = _recurrences(optimizer, group, entry, step)
-            carried += [float(group[name]) for name in rule.group_recurrences]
-            for name in names:
-                if name not in entry:
-                    entry[name] = new_state(param, optimizer.initial_state(name, group)).detach()
-            states = [entry[name] if name in names else None for name in rule.states]
-            carried = evaluate.update(rule, group, param, param.grad, states, step, carried)
-            for name, number in zip(rule.recurrences, carried, strict=False):
-                entry[name].fill_(number)
-        for name, number in carried_on.items():
-            group[name] = int(number) if type(group[name]) is int else number
-
-
-def _group_numbers(rule: Rule, group: Any, chosen: set[int] | None) -> dict[str, float]:
-    """What a step makes of a group's recurrences.
-
-    Raises:
-        RuntimeError: other params of the optimizer are launched, which would carry them on too.
-    """
-    names = rule.group_recurrences
-    if not names:
-        return {}
-    if chosen is not None:
-        raise RuntimeError(
-            f"{rule.name} carries {', '.join(names)} from step to step in its param groups, so all "
-            "its params must be on one engine; give the params that no kernel takes (see "
-            "fused_sched.explain) an optimizer of their own"
-        )
-    carried = [0.0] * len(rule.recurrences) + [float(group[name]) for name in names]
-    exact = evaluate.coefficients(rule, group, 1, carried)
-    return {name: x.item() for name, x in zip(names, exact[-len(names) :], strict=True)}
-
-
-def _recurrences(optimizer: Any, group: Any, entry: dict[str, Any], step: int) -> list[float]:
-    """Those of one param; a first step begins with the rule's own.
-
-    Raises:
-        KeyError: a param that has made steps lacks one.
-    """
-    names = optimizer._rule.recurrences
-    for name in names if step == 1 else ():
-        if name not in entry:
-            start = optimizer.initial_state(name, group)
-            entry[name] = torch.full((), start, dtype=_get_scalar_dtype(), device="cpu")
-    return [float(entry[name]) for name in names]
-
-
-def _next_step(optimizer: Any, param: Tensor, entry: dict[str, Any], had_state: bool) -> int:
-    """Counted in ``state`` where the rule says so, else beside it.
-
-    Args:
-        had_state: there was a state before this step; without a count of it, it is one step old.
-    """
-    if optimizer._rule.counts_steps:
-        entry["step"] = entry.get("step", torch.zeros((), device="cpu")) + 1.0
-        return int(entry["step"])
-    counts = optimizer.__dict__.setdefault(_COUNTS, WeakTensorKeyDictionary())
-    counts[param] = counts.get(param, int(had_state)) + 1
-    return counts[param]
-
-
-def forget_counts(optimizer: Any) -> None:
-    """Count anew from what the state shows: it was loaded."""
-    optimizer.__dict__.pop(_COUNTS, None)
 
 
 def _params(optimizer: stock.Optimizer, chosen: set[int] | None) -> list[Tensor]:

@@ -12,7 +12,7 @@ from torch._dynamo.decorators import skip
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from fused_sched import stock
-from fused_sched.engines.eager_engine import forget_counts
+from fused_sched.engines.evaluated_step import forget_counts
 from fused_sched.rules.rule import Rule, rule_of
 from fused_sched.rules.tuning import Tunings
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import weakref
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from functools import reduce
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ class StateKeeper:
     """
 
     def __init__(self, optimizer: Any) -> None:
-        self._optimizer = weakref.ref(optimizer)
+        self._start = partial(_start, weakref.ref(optimizer))
         self._rule: Rule = type(optimizer)._rule
         self.state: defaultdict[Tensor, Entry] = defaultdict(dict)
         self.state_exposed = False
@@ -145,11 +145,6 @@ class StateKeeper:
             fresh = torch.zeros_like(param, dtype=state.dtype, memory_format=torch.preserve_format)
             state = fresh.copy_(state)
         return state.detach()
-
-    def _start(self, name: str, group: Mapping[str, Any]) -> float:
-        optimizer = self._optimizer()
-        assert optimizer is not None, "it owns this keeper"
-        return optimizer.initial_state(name, group)
 
     def step_of(self, param: Tensor) -> int:
         """Steps that the state has behind it; 0 means that its moments count as zero."""
@@ -325,6 +320,13 @@ class StateKeeper:
             return {}, None
         noted = self.counts.noted(row.param) if self._rule.counts_steps else None
         return dict(self._slots(row)), noted
+
+
+def _start(optimizer: Callable[[], Any], name: str, group: Mapping[str, Any]) -> float:
+    """Where a state begins, or a recurrence."""
+    owner = optimizer()
+    assert owner is not None, "it owns the keeper that asks"
+    return owner.initial_state(name, group)
 
 
 def check_shape(name: str, state: Tensor, param: Tensor) -> None:
