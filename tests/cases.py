@@ -29,7 +29,7 @@ class OptimizerCase:
     """One optimizer with one choice of options; ``build`` makes it from torch's module or ours.
 
     Args:
-        reference: the same in plain torch, where torch has no class of the name.
+        reference: the same in plain torch, where torch lacks the class or an option.
         interpreted: it also runs in Triton's interpreter, which takes twenty times as long.
     """
 
@@ -43,7 +43,8 @@ class OptimizerCase:
         """``module`` is ``torch.optim`` or ``fused_sched.optim``."""
         if self.reference is not None:  # torch's choices of its own code: here there is one
             overrides = {k: v for k, v in overrides.items() if k not in ("foreach", "fused")}
-        make = getattr(module, self.name, self.reference)
+        theirs = module is torch.optim and self.reference is not None
+        make = self.reference if theirs else getattr(module, self.name)
         opt = make(params, **self.kwargs | overrides)
         if hasattr(opt, "train"):  # it has two modes
             opt.train()
@@ -51,7 +52,7 @@ class OptimizerCase:
 
     def takes(self, option: str) -> bool:
         """Whether the constructor knows an option."""
-        known = getattr(torch.optim, self.name, self.reference)
+        known = self.reference or getattr(torch.optim, self.name)
         return option in inspect.signature(known).parameters
 
 
@@ -286,6 +287,17 @@ OPTIMIZERS = [
         {"r": 1.0},
         {"weight_lr_power": 0.0},
         reference=schedule_free_reference.SGDScheduleFree,
+    ),
+    *(
+        _row(name, f"cautious-{option}={value}", reference, lr=0.01, weight_decay=0.3, **options)
+        for name, reference, own in (
+            ("Adam", references.AdamW, {"decoupled_weight_decay": True}),
+            ("AdamW", references.AdamW, {}),
+            ("NAdam", references.NAdam, {"decoupled_weight_decay": True}),
+            ("RAdam", references.RAdam, {"decoupled_weight_decay": True}),
+        )
+        for option, value in (("betas", (0.8, 0.95)), ("maximize", True))
+        for options in [own | {option: value, "cautious_weight_decay": True}]
     ),
 ]
 

@@ -202,3 +202,74 @@ class Adan(Reference):
             kept = (u * p < 0) if group.get("cautious_weight_decay") else torch.zeros_like(p).bool()
             p = torch.where(kept, moved, moved / (1 + amount))
         return p, m, d, n, -g
+
+
+class AdamW(Reference):
+    """Of Adam, too, with ``decoupled_weight_decay``."""
+
+    names = ("exp_avg", "exp_avg_sq")
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Any = 1e-3,
+        betas: Any = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        decoupled_weight_decay: bool = True,
+        maximize: bool = False,
+        cautious_weight_decay: bool = False,
+    ) -> None:
+        assert decoupled_weight_decay
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        defaults |= {"amsgrad": False, "maximize": maximize, "decoupled_weight_decay": True}
+        super().__init__(params, defaults | asked(locals()))
+
+    def advance(self, group, t, g, p, m, v):
+        lr, (beta1, beta2) = float(group["lr"]), group["betas"]
+        m = beta1 * m + (1 - beta1) * g
+        v = beta2 * v + (1 - beta2) * g * g
+        u = self.direction(group, t, g, m, v)
+        return decayed(p, u, lr * group["weight_decay"], group) - lr * u, m, v
+
+    def direction(self, group: dict[str, Any], t: int, g: Tensor, m: Tensor, v: Tensor) -> Tensor:
+        """The update over the lr."""
+        beta1, beta2 = group["betas"]
+        return m / (1 - beta1**t) / ((v / (1 - beta2**t)).sqrt() + group["eps"])
+
+
+class NAdam(AdamW):
+    def __init__(self, params: Any, lr: Any = 2e-3, momentum_decay: float = 4e-3, **kwargs: Any):
+        super().__init__(params, lr, **kwargs)
+        for group in self.param_groups:
+            group.setdefault("momentum_decay", momentum_decay)
+
+    def _step(self, param: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[param]
+        t = int(state.setdefault("step", torch.zeros(()))) + 1
+        state["mu_product"] = torch.tensor(self.product(group, t))
+        super()._step(param, group)
+
+    @staticmethod
+    def mu(group: dict[str, Any], t: int) -> float:
+        return group["betas"][0] * (1 - 0.5 * 0.96 ** (t * group["momentum_decay"]))
+
+    def product(self, group: dict[str, Any], t: int) -> float:
+        return math.prod(self.mu(group, step) for step in range(1, t + 1))
+
+    def direction(self, group, t, g, m, v):
+        mu, ahead, product = self.mu(group, t), self.mu(group, t + 1), self.product(group, t)
+        denominator = (v / (1 - group["betas"][1] ** t)).sqrt() + group["eps"]
+        return ((1 - mu) / (1 - product) * g + ahead / (1 - product * ahead) * m) / denominator
+
+
+class RAdam(AdamW):
+    def direction(self, group, t, g, m, v):
+        beta1, beta2 = group["betas"]
+        m = m / (1 - beta1**t)
+        limit = 2 / (1 - beta2) - 1
+        rho = limit - 2 * t * beta2**t / (1 - beta2**t)
+        if rho <= 5:
+            return m
+        part = (rho - 4) * (rho - 2) * limit / ((limit - 4) * (limit - 2) * rho)
+        return m * math.sqrt(part) * math.sqrt(1 - beta2**t) / (v.sqrt() + group["eps"])

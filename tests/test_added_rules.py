@@ -1,4 +1,4 @@
-"""The optimizers that torch lacks: what their constructors refuse, and their edges."""
+"""The rules and options that torch lacks: what they refuse, and their edges."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import fused_sched
 from fused_sched import optim
 from tests.cases import OF_TORCH, OPTIMIZERS
 
-ADDED = sorted({row.name for row in OPTIMIZERS if row not in OF_TORCH})
+ADDED = sorted({row.name for row in OPTIMIZERS} - {row.name for row in OF_TORCH})
 
 
 def made(name: str, params: list[Any], **options: Any) -> Any:
@@ -103,3 +103,58 @@ def test_a_slow_average_without_a_fast_one_warms_up():
     torch.testing.assert_close(opt.state[one]["exp_avg_slow"], torch.full((3,), 0.75))
     opt.step()
     torch.testing.assert_close(opt.state[one]["exp_avg_slow"], torch.full((3,), 0.875))
+
+
+# -- cautious_weight_decay of torch's classes ----------------------------------------------------
+
+COUPLED = ["Adam", "NAdam", "RAdam"]
+
+
+@pytest.mark.parametrize("name", COUPLED)
+def test_caution_of_coupled_decay_is_refused(name):
+    with pytest.raises(ValueError, match="pass decoupled_weight_decay=True"):
+        getattr(optim, name)([param()], cautious_weight_decay=True)
+    getattr(optim, name)([param()], cautious_weight_decay=True, decoupled_weight_decay=True)
+
+
+@pytest.mark.parametrize("name", ["AdamW", *COUPLED])
+def test_without_caution_groups_and_checkpoints_are_torchs(name):
+    ours, theirs = (getattr(module, name)([param()]) for module in (optim, torch.optim))
+    assert list(ours.param_groups[0]) == list(theirs.param_groups[0])
+    for opt in (ours, theirs):
+        opt.step()
+    saved = [opt.state_dict() for opt in (ours, theirs)]
+    assert list(saved[0]["param_groups"][0]) == list(saved[1]["param_groups"][0])
+    assert list(saved[0]["state"][0]) == list(saved[1]["state"][0])
+
+
+@pytest.mark.parametrize("engine", ["eager", "native", "triton"])
+def test_caution_leaves_out_what_the_update_enlarges(engine):
+    """Of 2 and -2 the first is made smaller by its gradient, the second larger in size."""
+    one = Parameter(torch.tensor([2.0, -2.0]))
+    with fused_sched.use_engine(engine):
+        opt = optim.AdamW([one], lr=0.5, weight_decay=0.5, cautious_weight_decay=True)
+        one.grad = torch.ones(2)
+        opt.step()
+    torch.testing.assert_close(one.detach(), torch.tensor([2.0 * 0.75 - 0.5, -2.0 - 0.5]))
+
+
+@pytest.mark.parametrize("engine", ["eager", "native", "triton"])
+def test_caution_survives_a_checkpoint_of_torchs_and_reaches_torch(engine):
+    theirs, ours = param(), param()
+    stock = torch.optim.AdamW([theirs])
+    stock.step()
+    with fused_sched.use_engine(engine):
+        opt = optim.AdamW([ours], cautious_weight_decay=True)
+        opt.load_state_dict(stock.state_dict())
+        assert opt.param_groups[0]["cautious_weight_decay"] is True
+        opt.step()
+        stock.load_state_dict(opt.state_dict())
+    assert float(stock.state[theirs]["step"]) == 2.0
+    stock.step()
+
+
+def test_caution_and_a_step_of_torchs_that_autograd_records_are_refused():
+    opt = optim.AdamW([param()], differentiable=True, cautious_weight_decay=True)
+    with pytest.raises(RuntimeError, match="torch's own step, which knows no cautious_weight_deca"):
+        opt.step()

@@ -452,7 +452,7 @@ def test_constructors_show_torchs_arguments_and_then_our_own(ours):
     expected = inspect.signature(stock).parameters
     assert list(shown)[: len(expected)] == list(expected)
     assert [shown[name].default for name in expected] == [p.default for p in expected.values()]
-    assert {*shown} - {*expected} <= {"horizon", "hyper"}
+    assert {*shown} - {*expected} <= {"horizon", "hyper", *getattr(ours, "optional", ())}
 
 
 def test_a_class_of_ones_own_shows_its_own_arguments():

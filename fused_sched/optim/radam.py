@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from fused_sched import stock
 from fused_sched.rules.arithmetic import bias_correction, maximum, sqrt, where
+from fused_sched.runtime.arguments import check_caution
 from fused_sched.runtime.base import FusedOptimizer
 
 
@@ -33,18 +37,24 @@ class RAdam(FusedOptimizer, stock.RAdam):
     params concerned; ``fused_sched.explain`` says which.
 
     Differs from torch: every hyperparameter may change between replays of a captured graph;
-    ``capturable`` is not needed for a capture.
+    ``capturable`` is not needed for a capture; ``cautious_weight_decay=True`` of decoupled decay,
+    see :class:`AdamW`, is in ``param_groups`` where it is asked for.
 
     Source: Liu et al., "On the Variance of the Adaptive Learning Rate and Beyond" (2019), in torch
     2.13's form.
     """
 
     states = {"exp_avg": True, "exp_avg_sq": True}
+    optional = {"cautious_weight_decay": False}
+
+    def check_group(self, group: Mapping[str, Any]) -> None:
+        """Refuse caution of coupled decay."""
+        check_caution(group, "decoupled_weight_decay")
 
     @staticmethod
     def coefficients(
         lr, beta1, beta2, eps, weight_decay,
-        maximize, decoupled_weight_decay, log_beta1, log_beta2,
+        maximize, decoupled_weight_decay, cautious_weight_decay, log_beta1, log_beta2,
         step,
     ):  # fmt: skip
         """r_t sqrt(1 - b2^t), or 0 where the variance is not trusted yet, once per group."""
@@ -53,6 +63,7 @@ class RAdam(FusedOptimizer, stock.RAdam):
         rho = limit - 2.0 * step * (1.0 - correction) / correction
         square = (rho - 4.0) * (rho - 2.0) * limit / ((limit - 4.0) * (limit - 2.0) * rho)
         rectified = sqrt(maximum(square, 0.0)) * sqrt(correction)
+        decay = 1.0 - lr * weight_decay * decoupled_weight_decay
         return (
             lr / bias_correction(log_beta1, step),
             where(rho > 5.0, rectified, 0.0),
@@ -60,7 +71,8 @@ class RAdam(FusedOptimizer, stock.RAdam):
             where(beta1 > 0.5, 1.0 - beta1, -beta1),
             beta2,
             1.0 - beta2,
-            1.0 - lr * weight_decay * decoupled_weight_decay,
+            decay,
+            where(cautious_weight_decay != 0.0, 1.0, decay),
             weight_decay * (1.0 - decoupled_weight_decay),
             1.0 - 2.0 * maximize,
         )
@@ -68,12 +80,11 @@ class RAdam(FusedOptimizer, stock.RAdam):
     @staticmethod
     def rule(p, g, m, v, c):
         """m and v as Adam's; p -= lr/bc1 * m * rectified / (sqrt(v) + eps), or lr/bc1 * m."""
-        step_size, rectified, eps, weight, beta2, one_minus_beta2, decay, l2, sign = c
+        step_size, rectified, eps, weight, beta2, one_minus_beta2, decay, opposed, l2, sign = c
         g = g * sign
         g = where(l2 != 0.0, g + l2 * p, g)
-        p = p * decay
         # torch.lerp, from the nearer end.
         m = where(weight > 0.0, m, g) + weight * (g - m)
         v = beta2 * v + one_minus_beta2 * g * g
         u = where(rectified > 0.0, rectified * m / (sqrt(v) + eps), m)
-        return p - step_size * u, m, v
+        return p * where(u * p < 0.0, opposed, decay) - step_size * u, m, v
