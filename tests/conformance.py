@@ -20,6 +20,10 @@ PROPERTY = "differences"
 WHAT = {
     "test_optimizers": "Every option, dtype, layout and edit of each optimizer",
     "test_optim_db": "torch's own tables of optimizer inputs and errors (`optim_db`)",
+    "test_packages": "Lion, ADOPT and Adan, beside lion-pytorch and timm",
+    "test_schedule_free": "Schedule-Free in both modes, beside schedulefree",
+    "test_recurrences": "Numbers that one step hands the next, of a param and of a group",
+    "test_own_rules": "Rules of one's own",
     "test_state": "State, checkpoints both ways, copies, cyclic references",
     "test_scaler": "GradScaler: overflows at the first step, in a row, in the last step",
     "test_schedules": "Every scheduler on the device, step by step",
@@ -47,7 +51,10 @@ QUANTITIES = {
     "state float32": "moments float32",
 }
 
-PACKAGES = ("torch", "triton", "lightning", "accelerate", "transformers", "timm", "hypothesis")
+PACKAGES = (
+    *("torch", "triton", "lightning", "accelerate", "transformers", "timm", "lion-pytorch"),
+    *("schedulefree", "hypothesis"),
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
