@@ -178,7 +178,8 @@ class FusedOptimizer(stock.Optimizer):
         """As torch's; raises while a captured graph uses the tables."""
         ledger = self._ledger
         ledger.mirror.refuse_if_captured("add_param_group()")
-        self.check_group({**self.defaults, **param_group})
+        if isinstance(param_group, dict):  # torch refuses anything else, below
+            self.check_group({**self.defaults, **param_group})
         ledger.mirror.refresh()  # the schedules have moved only the groups that were there
         super().add_param_group(param_group)
         if ledger.mirror.host.device_states:
