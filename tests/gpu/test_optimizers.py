@@ -57,7 +57,19 @@ def trained(
 
 
 def exact(case: OptimizerCase, params: Sequence[Tensor], grads: Gradient) -> list[Tensor]:
-    """The same steps by stock torch in float64, from the same rounded numbers, on the CPU."""
+    """The same steps by stock torch in float64, from the same rounded numbers, on the CPU.
+
+    Numbers that stock keeps in the default dtype, such as NAdam's product, are float64 too.
+    """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        return _exact(case, params, grads)
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _exact(case: OptimizerCase, params: Sequence[Tensor], grads: Gradient) -> list[Tensor]:
     wide = [_wide(param) for param in params]
     narrow = {id(w): p for w, p in zip(wide, params, strict=True)}
     own = [Parameter(w) for w in wide]
