@@ -37,9 +37,10 @@ def cuda_rule(rule: Rule) -> int | str:
     """The number of a rule in cuda.cu, or the reason why it has none."""
     if not rule.is_built_in:
         return f"it has no CUDA code for {rule.name}, a rule of your own; the Triton engine has"
-    if rule.name not in native_sources.CUDA_RULES:
+    numbered = native_sources.cuda_rules()
+    if rule.name not in numbered:
         return f"it has no CUDA code for {rule.name}; the Triton engine has"
-    return native_sources.CUDA_RULES.index(rule.name)
+    return numbered.index(rule.name)
 
 
 def _loaded(rule: Rule, isa: str) -> int:

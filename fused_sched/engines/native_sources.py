@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,10 +15,6 @@ from fused_sched.rules.source import RuleSource, from_text
 from fused_sched.tables import layout
 
 from .native_structs import STRUCTS
-
-CUDA_RULES = ("Adam", "SGD")
-"""Those with kernels in csrc/cuda.cu: nvcc takes half a minute for each. The Triton engine runs
-every rule on CUDA tensors."""
 
 _TOGETHER = 6
 """Rules that the compiler takes at once. The headers, and what no rule changes, cost it as much as
@@ -37,6 +34,12 @@ def built_in() -> list[tuple[str, RuleSource]]:
     ]
 
 
+@functools.cache
+def cuda_rules() -> tuple[str, ...]:
+    """Those with kernels in csrc/cuda.cu, in the order of their numbers."""
+    return tuple(rule.name for _, rule in built_in() if rule.native_cuda)
+
+
 def generated(rules: Sequence[tuple[str, RuleSource]]) -> dict[str, str]:
     """Name -> text of every file that is written beside ``csrc/``.
 
@@ -46,9 +49,10 @@ def generated(rules: Sequence[tuple[str, RuleSource]]) -> dict[str, str]:
     those of :func:`shared`.
     """
     names = [rule.name for _, rule in rules]
+    on_cuda = [rule.name for _, rule in rules if rule.native_cuda]
     every = _HEAD.format("fused_sched/optim") + "#pragma once\n\n"
     files = shared() | {
-        "rule_list.h": every + _list("FS_RULES", names) + _list("FS_CUDA_RULES", CUDA_RULES),
+        "rule_list.h": every + _list("FS_RULES", names) + _list("FS_CUDA_RULES", on_cuda),
         "rules.h": every + "".join(f'#include "{name}.h"\n' for name in names),
     }
     for file, rule in rules:

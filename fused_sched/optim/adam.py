@@ -41,6 +41,7 @@ class Adam(FusedOptimizer, stock.Adam):
     """
 
     states = {"exp_avg": True, "exp_avg_sq": True, "max_exp_avg_sq": "amsgrad"}
+    native_cuda = True
     optional = {"cautious_weight_decay": False}
     # Chosen from machine code so that the loads in flight on a multiprocessor are 48 KB and more,
     # and nothing is spilled. Triton 3.6.0 to 3.9.0; no GPU has measured them yet.

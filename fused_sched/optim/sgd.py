@@ -35,6 +35,7 @@ class SGD(FusedOptimizer, stock.SGD):
     """
 
     states = {"momentum_buffer": "momentum"}
+    native_cuda = True
     counts_steps = False
     # Chosen from machine code so that the loads in flight on a multiprocessor are 48 KB and more,
     # and nothing is spilled. Triton 3.6.0 to 3.9.0; no GPU has measured them yet.

@@ -84,6 +84,7 @@ class RuleSource:
     Attributes:
         recurrences: the numbers of a param that the coefficients carry on from step to step.
         group_recurrences: those of a group, which come after them.
+        native_cuda: the class says that it has CUDA C++ as well.
         text: the functions' source.
     """
 
@@ -92,6 +93,7 @@ class RuleSource:
     rule: Function
     recurrences: tuple[str, ...]
     group_recurrences: tuple[str, ...]
+    native_cuda: bool
     text: str
 
     @property
@@ -119,8 +121,9 @@ def from_text(text: str, file: str) -> list[RuleSource]:
             if {"coefficients", "rule"} <= methods.keys():
                 lines = text.splitlines()
                 reader = _Reader(file, lines, 0)
-                stated = _stated(node, "recurrences"), _stated(node, "group_recurrences")
-                found.append(_paired(node.name, reader, reader, methods, *stated))
+                names = ("recurrences", "group_recurrences", "native_cuda")
+                stated = {name: _stated(node, name) for name in names}
+                found.append(_paired(node.name, reader, reader, methods, **stated))
     return found
 
 
@@ -168,8 +171,8 @@ def _check_imports(reader: _Reader, node: ast.FunctionDef, function: Callable[..
             reader.refuse(node, f"write `from {MODULE} import {name}` above the class")
 
 
-def _stated(node: ast.ClassDef, attribute: str) -> Sequence[str]:
-    """The names that a class gives in an attribute, none without such a line."""
+def _stated(node: ast.ClassDef, attribute: str) -> Any:
+    """What a class gives an attribute, () without such a line."""
     for part in node.body:
         if isinstance(part, ast.Assign) and ast.unparse(part.targets[0]) == attribute:
             return ast.literal_eval(part.value)
@@ -183,12 +186,13 @@ def _paired(
     methods: dict[str, ast.FunctionDef],
     recurrences: Sequence[str],
     group_recurrences: Sequence[str],
+    native_cuda: bool | tuple[()] = False,
 ) -> RuleSource:
     coefficients = first.read(methods["coefficients"], unpacks=False)
     rule = second.read(methods["rule"], unpacks=True)
     text = f"{first.text_of(methods['coefficients'])}\n{second.text_of(methods['rule'])}"
     carried = tuple(recurrences), tuple(group_recurrences)
-    source = RuleSource(name, coefficients, rule, *carried, text)
+    source = RuleSource(name, coefficients, rule, *carried, bool(native_cuda), text)
     if coefficients.parameters[:1] != ("lr",) or coefficients.parameters[-1] != "step":
         first.refuse(
             methods["coefficients"], "coefficients(lr, ..., step) takes lr first and step last"

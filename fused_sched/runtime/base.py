@@ -68,6 +68,11 @@ class FusedOptimizer(stock.Optimizer):
 
     It lies on the param's device with ``fused=True`` or ``capturable=True``, as torch's does.
     """
+    native_cuda: ClassVar[bool] = False
+    """Whether the native engine has kernels for it on CUDA; of the package's own classes alone.
+
+    The compiler takes half a minute for each. The Triton engine runs every rule there.
+    """
     tunings: ClassVar[Tunings] = {}
     """How Triton compiles the step, where the default is not the best.
 
