@@ -322,6 +322,18 @@ BOTH_WAYS = {
         *(Operation("save"), Operation("load"), LOOK, STEP),
     ),
     "late-group-raises-after-a-write": story(LAMBDA, STEP, LATE_GROUP, STEP, STEP),
+    "late-group-of-a-child-with-functions": story(
+        Sequential([0, 0], [leaf("SWALR", swa_lr=0.0), LAMBDA, LAMBDA]),
+        *(STEP, LATE_GROUP, STEP, LOOK),
+    ),
+    "restarts-jump-to-a-fraction": story(
+        leaf("CosineAnnealingWarmRestarts", T_0=1, T_mult=2),
+        *(STEP, Operation("jump", (0.0, 1)), STEP, LOOK),
+    ),
+    "one-cycle-jumps-to-its-end": story(
+        leaf("OneCycleLR", max_lr=0.1, total_steps=2),
+        *(STEP, Operation("jump", (0.0, 2)), STEP, LOOK),
+    ),
 }
 
 

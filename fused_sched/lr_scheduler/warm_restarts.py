@@ -43,10 +43,10 @@ class CosineAnnealingWarmRestarts(DeviceScheduler, stock.CosineAnnealingWarmRest
 
     def _read_back(self, epoch: int, count: int, lanes: list[list[float]]) -> None:
         super()._read_back(epoch, count, lanes)
-        self.__dict__["T_cur"] = _whole(lanes[layout.S0][0])
-        self.__dict__["T_i"] = _whole(lanes[layout.S1][0])
+        for name, lane in (("T_cur", layout.S0), ("T_i", layout.S1)):
+            self.__dict__[name] = _counted(self.__dict__[name], lanes[lane][0])
 
 
-def _whole(value: float) -> Any:
-    """An int where torch's counter would be one."""
-    return int(value) if value == int(value) else value
+def _counted(before: Any, value: float) -> Any:
+    """An int where the counter was one: torch's step(epoch) may leave a float."""
+    return int(value) if isinstance(before, int) and value == int(value) else value

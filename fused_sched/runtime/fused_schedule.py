@@ -73,10 +73,10 @@ class FusedSchedule:
 
 
 def is_tabulated(scheduler: Any) -> bool:
-    """Whether a scheduler's device form is a table."""
+    """Whether the host computes the values: the device form is a table, or there is none."""
     try:
         # A read that caught up would write into groups whose lr is another hyper meanwhile.
         with scheduler._on_host(scheduler.optimizer):
             return scheduler._tabulated()
-    except NO_FORM:  # lowering it says why
-        return False
+    except NO_FORM:  # lowering it says why; torch's own step may raise
+        return True

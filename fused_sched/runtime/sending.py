@@ -92,9 +92,11 @@ class Sender:
 
     def follow(self, scheduler: Any = None) -> None:
         """A scheduler has stepped on the host: send what it may have changed."""
-        if not self._host.with_buffer():
-            return
         schedules = self._host.schedules
+        if not self._host.with_buffer():
+            if schedules.fused:
+                self.upload()  # a jump has moved the end, which the steps are counted to
+            return
         rows = bool(self.programs and self.programs[0].columns)
         own = schedules.program_of(scheduler) is not None
         if rows or self._account.captured or (own and schedules.tables):
