@@ -13,7 +13,7 @@ from torch.nn import Parameter
 
 import fused_sched
 from fused_sched.optim import FusedOptimizer
-from fused_sched.rules.source import RuleError
+from fused_sched.rules.reader import RuleError
 
 ENGINES = ("eager", "native", "triton")
 

@@ -18,7 +18,7 @@ from torch.nn import Parameter
 import fused_sched
 from fused_sched import cli
 from fused_sched.optim import FusedOptimizer
-from fused_sched.rules import source
+from fused_sched.rules import reader
 from fused_sched.rules.arithmetic import bias_correction, maximum, sqrt, where
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -484,27 +484,27 @@ def test_what_the_arithmetic_does_not_know_is_refused_by_line(edit, tmp_path):
     head += "from fused_sched.rules.arithmetic import *\nclass Bad(FusedOptimizer):"
     path = tmp_path / "bad_rule.py"
     path.write_text(f"{head}\n    states = {{'m': True}}{text}", encoding="utf-8")
-    with pytest.raises(source.RuleError, match=words) as caught:
+    with pytest.raises(reader.RuleError, match=words) as caught:
         imported(path)
     assert str(caught.value).startswith(f"{path}:{line}: ")
 
 
 def test_states_that_the_rule_does_not_take_are_refused():
-    with pytest.raises(source.RuleError, match="Odd.states names 1 tensors, but its rule"):
+    with pytest.raises(reader.RuleError, match="Odd.states names 1 tensors, but its rule"):
 
         class Odd(Made):
             states = {"average": True}
 
 
 def test_a_class_that_states_half_a_rule_is_refused():
-    with pytest.raises(source.RuleError, match=r"HalfOfIt states no coefficients\(\)"):
+    with pytest.raises(reader.RuleError, match=r"HalfOfIt states no coefficients\(\)"):
 
         class HalfOfIt(FusedOptimizer):
             @staticmethod
             def rule(p, g, c):
                 return (p,)
 
-    with pytest.raises(source.RuleError, match="List.states is a dict, as"):
+    with pytest.raises(reader.RuleError, match="List.states is a dict, as"):
 
         class List(Made):
             states = ["average", "largest"]
@@ -522,7 +522,7 @@ def test_a_column_that_no_group_has_is_named():
 def test_a_rule_that_cannot_be_read_says_where_to_put_it():
     names = {"Made": Made, "__name__": "typed"}
     code = "class Typed(Made):\n @staticmethod\n def rule(p, g, a, b, c): return p, a, b"
-    with pytest.raises(source.RuleError, match="define the class in a file or a notebook"):
+    with pytest.raises(reader.RuleError, match="define the class in a file or a notebook"):
         exec(code, names)
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable
 
-from .source import Assignment, Function, RuleSource
+from .reader import Assignment, Function
+from .source import RuleSource
 
 _PRECEDENCE: dict[type[ast.AST], tuple[int, str]] = {
     ast.BitOr: (1, "|"),

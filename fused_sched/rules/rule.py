@@ -12,7 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from .numbers import PLAIN, number
-from .source import RuleError, RuleSource, from_functions
+from .reader import RuleError
+from .source import RuleSource, from_functions
 from .tuning import DEFAULT_TUNINGS, Tuning
 
 LOG = "log_"
