@@ -74,7 +74,7 @@ class Adam(FusedOptimizer, stock.Adam):
             beta2,
             1.0 - beta2,
             decay,
-            where(cautious_weight_decay != 0.0, 1.0, decay),
+            cautious_weight_decay,
             weight_decay * (1.0 - decoupled_weight_decay),
             1.0 - 2.0 * maximize,
             amsgrad,
@@ -83,16 +83,19 @@ class Adam(FusedOptimizer, stock.Adam):
     @staticmethod
     def rule(p, g, m, v, largest, c):
         """m += (1 - b1)(g - m); v = b2 v + (1 - b2) g^2; p -= lr/bc1 * m / (sqrt(v/bc2) + eps)."""
-        step_size, eps, weight, beta2, one_minus_beta2, decay, opposed, l2, sign, amsgrad = c
+        step_size, eps, weight, beta2, one_minus_beta2, decay, cautious, l2, sign, amsgrad = c
         g = g * sign
         g = where(l2 != 0.0, g + l2 * p, g)
+        decayed = p * decay
         # torch.lerp, from the nearer end: m + (1 - b1)(g - m) or g - b1 (g - m); b1 = 0 gives g.
         m = where(weight > 0.0, m, g) + weight * (g - m)
         v = beta2 * v + one_minus_beta2 * g * g
         largest = maximum(largest, v)
         second = where(amsgrad != 0.0, largest, v)
         u = step_size * m / (sqrt(second) + eps)
-        return p * where(u * p < 0.0, opposed, decay) - u, m, v, largest
+        # Where it is not cautious, a CPU compares nothing.
+        decayed = where(cautious != 0.0, where(u * p < 0.0, p, decayed), decayed)
+        return decayed - u, m, v, largest
 
 
 class AdamW(Adam, stock.AdamW):
